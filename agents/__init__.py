@@ -1,0 +1,21 @@
+"""Agents: stateless pure functions that compose losses, networks and optax optimisers.
+
+Each agent is a module with `make(...)`, which binds the static parts into an `Agent(init, act,
+update)`.
+"""
+
+from bellmax.agents import language, networks, optimizers, preference, supervised
+from bellmax.agents.agent import Agent, Metrics, Params, PreferenceBatch, SupervisedBatch
+
+__all__ = [
+    "Agent",
+    "Metrics",
+    "Params",
+    "PreferenceBatch",
+    "SupervisedBatch",
+    "language",
+    "networks",
+    "optimizers",
+    "preference",
+    "supervised",
+]

@@ -1,0 +1,72 @@
+"""What every agent is: three pure functions, and the batches that they read.
+
+An agent is used as an optax `GradientTransformation` is: `make` of its module binds what never
+changes, and everything that does change is in the state that the three functions pass along.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jaxtyping import Array, Float, Int
+
+Params = Any
+Metrics = dict[str, Array]
+
+
+class Agent(NamedTuple):
+    """The functions of an agent, closed over what never changes.
+
+    Attributes:
+      init: `(key, example_batch, *, params=None, reference_params=None) -> State`. Given parameters
+        are copied, so that no two leaves of a state share a buffer and `update` can donate it.
+      act: `(state, observation, key) -> action`, or None where the agent has no policy to run.
+      update: `(state, batch, key) -> (state, metrics)`: one optimiser step. Correct under `jax.jit`
+        on one device, under `jax.jit` with sharded inputs on a mesh, and under `jax.pmap` or
+        `jax.shard_map` with the `axis_name` that `make` was given.
+    """
+
+    init: Callable[..., Any]
+    act: Callable[..., Any] | None
+    update: Callable[..., tuple[Any, Metrics]]
+
+
+class PreferenceBatch(NamedTuple):
+    """Pairs of completions; each row holds prompt and completion, padded on the right.
+
+    Attributes:
+      chosen_tokens: prompt and chosen completion. [B, T], integers.
+      rejected_tokens: prompt and rejected completion. [B, T], integers.
+      chosen_mask: 1 on the tokens of the completion, its end token included; 0 on prompt and
+        padding. [B, T], boolean, integer or float.
+      rejected_mask: the same for `rejected_tokens`. [B, T].
+      chosen_reference_log_probs: log-probability of the whole chosen completion under the
+        reference, in nats, summed over its tokens; None where the agent computes it. [B].
+      rejected_reference_log_probs: the same for the rejected completion. [B].
+      index: row of the pair in its data set, the same on every device layout; None for 0..B-1. [B].
+      weight: weight of the pair in every average, 0 for a padding row; None for ones. [B].
+    """
+
+    chosen_tokens: Int[Array, "B T"]
+    rejected_tokens: Int[Array, "B T"]
+    chosen_mask: Array
+    rejected_mask: Array
+    chosen_reference_log_probs: Float[Array, " B"] | None = None
+    rejected_reference_log_probs: Float[Array, " B"] | None = None
+    index: Int[Array, " B"] | None = None
+    weight: Float[Array, " B"] | None = None
+
+
+class SupervisedBatch(NamedTuple):
+    """Completions to imitate; each row holds prompt and completion, padded on the right.
+
+    Attributes:
+      tokens: prompt and completion. [B, T], integers.
+      mask: 1 on the tokens to imitate (the completion and its end token). [B, T].
+      index: row of the example in its data set; None for 0..B-1. [B].
+      weight: weight of the example in every average, 0 for a padding row; None for ones. [B].
+    """
+
+    tokens: Int[Array, "B T"]
+    mask: Array
+    index: Int[Array, " B"] | None = None
+    weight: Float[Array, " B"] | None = None

@@ -1,0 +1,29 @@
+"""Networks as functions of a configuration and a plain tree of parameters."""
+
+from bellmax.agents.networks.transformer import (
+    Cache,
+    TransformerConfig,
+    apply,
+    decode_step,
+    hidden_states,
+    init,
+    init_cache,
+    num_parameters,
+    stack_layers,
+    unembedding,
+    unstack_layers,
+)
+
+__all__ = [
+    "Cache",
+    "TransformerConfig",
+    "apply",
+    "decode_step",
+    "hidden_states",
+    "init",
+    "init_cache",
+    "num_parameters",
+    "stack_layers",
+    "unembedding",
+    "unstack_layers",
+]

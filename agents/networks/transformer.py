@@ -1,0 +1,426 @@
+"""A decoder-only transformer: functions of a configuration and a plain tree of parameters.
+
+The block is that of Llama: RMSNorm before attention and before a gated MLP, rotary positions,
+grouped queries, no biases. Parameters are float32 whatever the compute dtype; norms, softmax and
+logits are float32 as well. Paths are regular, so that sharding rules and foreign checkpoints map
+onto them by pattern:
+
+    embedder/embedding [V, D]                    unembedder/kernel [D, V] (untied only)
+    layers_0/attention_norm/scale [D]            layers_0/mlp_norm/scale [D]
+    layers_0/attention/{query,key,value,output}/kernel
+    layers_0/mlp/{gate,up,down}/kernel           final_norm/scale [D]
+
+With `scan_layers` the layers are one tree, `layers/...`, whose arrays have a leading axis of
+layers.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from bellmax.agents.networks import attention
+
+Params = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """Shape of a transformer; hashable, and checked when it is made.
+
+    Attributes:
+      vocab_size: tokens V.
+      num_layers: blocks.
+      num_heads: query heads.
+      num_kv_heads: key and value heads; divides `num_heads`.
+      head_dim: size of a head, even.
+      embed_dim: width D of the residual stream.
+      mlp_dim: width of the gated MLP.
+      tied_embeddings: whether the unembedding is the transposed embedding.
+      rope_theta: base of the rotary wavelengths.
+      norm_epsilon: added to the mean square in RMSNorm.
+      compute_dtype: "float32" or "bfloat16".
+      logit_softcap: c > 0 of the cap c tanh(logits / c); None for none.
+      remat: recompute each block's activations in the backward pass.
+      scan_layers: compile one block and scan it over the layers.
+    """
+
+    vocab_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    embed_dim: int
+    mlp_dim: int
+    tied_embeddings: bool = True
+    rope_theta: float = 10_000.0
+    norm_epsilon: float = 1e-6
+    compute_dtype: str = "float32"
+    logit_softcap: float | None = None
+    remat: bool = False
+    scan_layers: bool = False
+
+    def __post_init__(self):
+        sizes = ("vocab_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "embed_dim")
+        for name in (*sizes, "mlp_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_kv_heads must divide num_heads = {self.num_heads}, got {self.num_kv_heads}."
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim must be even, got {self.head_dim}.")
+        for name in ("rope_theta", "norm_epsilon", "logit_softcap"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive, got {value}.")
+        if self.compute_dtype not in ("float32", "bfloat16"):
+            raise ValueError(
+                f'compute_dtype must be "float32" or "bfloat16", got {self.compute_dtype!r}.'
+            )
+
+
+class Cache(NamedTuple):
+    """Keys and values of the tokens that were decoded so far.
+
+    Attributes:
+      keys: [layers, B, S, M, H].
+      values: [layers, B, S, M, H].
+      valid: whether a slot holds a token that may be seen. [B, S].
+      length: slots in use.
+    """
+
+    keys: Float[Array, "L B S M H"]
+    values: Float[Array, "L B S M H"]
+    valid: Bool[Array, "B S"]
+    length: Int[Array, ""]
+
+
+class _RMSNorm(nn.Module):
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, inputs):
+        scale = self.param("scale", nn.initializers.ones, (inputs.shape[-1],))
+        wide = inputs.astype(jnp.float32)
+        power = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+        return (wide * jax.lax.rsqrt(power + self.epsilon) * scale).astype(inputs.dtype)
+
+
+class _GatedMLP(nn.Module):
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, inputs):
+        config, dtype = self.config, jnp.dtype(self.config.compute_dtype)
+        rows = inputs.reshape(-1, inputs.shape[-1])
+
+        def dense(width: int, name: str, scale: float = 1.0):
+            init = nn.initializers.variance_scaling(scale, "fan_in", "normal")
+            return nn.Dense(width, use_bias=False, dtype=dtype, kernel_init=init, name=name)
+
+        gated = nn.silu(dense(config.mlp_dim, "gate")(rows)) * dense(config.mlp_dim, "up")(rows)
+        outputs = dense(config.embed_dim, "down", _residual_scale(config))(gated)
+        return outputs.reshape(inputs.shape)
+
+
+class _Block(nn.Module):
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, inputs, cache, context):
+        config = self.config
+        attended, cache = attention.Attention(
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            output_scale=_residual_scale(config),
+            dtype=jnp.dtype(config.compute_dtype),
+            name="attention",
+        )(_RMSNorm(config.norm_epsilon, name="attention_norm")(inputs), cache, *context)
+        hidden = inputs + attended
+        normed = _RMSNorm(config.norm_epsilon, name="mlp_norm")(hidden)
+        return hidden + _GatedMLP(config, name="mlp")(normed), cache
+
+
+class _Unembedder(nn.Module):
+    shape: tuple[int, int]
+
+    @nn.compact
+    def __call__(self):
+        return self.param("kernel", nn.initializers.normal(0.02), self.shape)
+
+
+class _Transformer(nn.Module):
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, tokens, positions, visible, cache, slot):
+        config, dtype = self.config, jnp.dtype(self.config.compute_dtype)
+        embedder = nn.Embed(
+            config.vocab_size,
+            config.embed_dim,
+            dtype=dtype,
+            embedding_init=nn.initializers.normal(0.02),
+            name="embedder",
+        )
+        hidden = embedder(tokens)
+        rotary = attention.rotary_angles(positions, config.head_dim, config.rope_theta)
+        context = (rotary, visible, slot)
+        block = nn.remat(_Block, prevent_cse=not config.scan_layers) if config.remat else _Block
+        if config.scan_layers:
+            scanned = nn.scan(
+                block,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=(0, nn.broadcast),
+                length=config.num_layers,
+            )
+            hidden, cache = scanned(config, name="layers")(hidden, cache, context)
+        else:
+            caches = []
+            for i in range(config.num_layers):
+                own = jax.tree.map(lambda leaf, i=i: leaf[i], cache)
+                hidden, own = block(config, name=f"layers_{i}")(hidden, own, context)
+                caches.append(own)
+            cache = None if cache is None else jax.tree.map(lambda *rows: jnp.stack(rows), *caches)
+        if not config.tied_embeddings:
+            _Unembedder((config.embed_dim, config.vocab_size), name="unembedder")()
+        return _RMSNorm(config.norm_epsilon, name="final_norm")(hidden), cache
+
+
+def _residual_scale(config: TransformerConfig) -> float:
+    # Variance, so that the sum of 2 L branches keeps the residual stream's size at the start.
+    return 1.0 / (2 * config.num_layers)
+
+
+def init(config: TransformerConfig, key: PRNGKeyArray) -> Params:
+    """Returns fresh parameters.
+
+    Projections start normal with variance 1 / fan-in (those that end a residual branch divided by
+    twice the number of layers), embeddings with standard deviation 0.02, norms at 1.
+
+    Args:
+      config: the network's shape.
+      key: randomness; consumed.
+
+    Returns:
+      A nested dict of float32 arrays; paths are in the module's docstring.
+    """
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    visible = jnp.ones((1, 1, 1), bool)
+    variables = _Transformer(config).init(key, tokens, tokens, visible, None, 0)
+    return variables["params"]
+
+
+def hidden_states(
+    config: TransformerConfig,
+    params: Params,
+    tokens: Int[Array, "B T"],
+    *,
+    mask: Array | None = None,
+    positions: Int[Array, "B T"] | None = None,
+) -> Float[Array, "B T D"]:
+    """Returns what the unembedding multiplies: the residual stream after the last norm.
+
+    Args:
+      config: the network's shape.
+      params: its parameters.
+      tokens: token ids in [0, V). [B, T].
+      mask: 1 on real tokens, 0 on padding, which no token sees; None where there is none. [B, T].
+      positions: positions for the rotary embedding; None counts real tokens from 0. [B, T].
+
+    Returns:
+      Hidden states in the compute dtype. [B, T, D].
+
+    Raises:
+      ValueError: `tokens` is not [B, T], or `mask` or `positions` has another shape.
+    """
+    if tokens.ndim != 2:
+        raise ValueError(f"tokens must be [B, T], got shape {tokens.shape}.")
+    for name, array in (("mask", mask), ("positions", positions)):
+        if array is not None and array.shape != tokens.shape:
+            raise ValueError(f"{name} must have tokens' shape {tokens.shape}, got {array.shape}.")
+    length = tokens.shape[1]
+    visible = jnp.tril(jnp.ones((length, length), bool))[None]
+    if mask is not None:
+        real = jnp.asarray(mask) != 0
+        visible = visible & real[:, None, :]
+    if positions is None and mask is None:
+        positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
+    elif positions is None:
+        positions = jnp.maximum(jnp.cumsum(jnp.asarray(mask) != 0, axis=1) - 1, 0)
+    visible = jnp.broadcast_to(visible, (tokens.shape[0], length, length))
+    hidden, _ = _Transformer(config).apply({"params": params}, tokens, positions, visible, None, 0)
+    return hidden
+
+
+def unembedding(config: TransformerConfig, params: Mapping[str, Any]) -> Float[Array, "D V"]:
+    """Returns the matrix that maps hidden states to logits, in the compute dtype.
+
+    Args:
+      config: the network's shape.
+      params: its parameters.
+
+    Returns:
+      The unembedding: the transposed embedding where they are tied. [D, V].
+    """
+    if config.tied_embeddings:
+        matrix = params["embedder"]["embedding"].T
+    else:
+        matrix = params["unembedder"]["kernel"]
+    return matrix.astype(config.compute_dtype)
+
+
+def _logits(config: TransformerConfig, params: Params, hidden: Float[Array, "B T D"]):
+    rows = hidden.reshape(-1, hidden.shape[-1])
+    logits = jnp.dot(rows, unembedding(config, params), preferred_element_type=jnp.float32)
+    if config.logit_softcap is not None:
+        logits = config.logit_softcap * jnp.tanh(logits / config.logit_softcap)
+    return logits.reshape(*hidden.shape[:-1], config.vocab_size)
+
+
+def apply(
+    config: TransformerConfig,
+    params: Params,
+    tokens: Int[Array, "B T"],
+    *,
+    mask: Array | None = None,
+    positions: Int[Array, "B T"] | None = None,
+) -> Float[Array, "B T V"]:
+    """Returns the logits of the next token at every position.
+
+    Args:
+      config: the network's shape.
+      params: its parameters.
+      tokens: token ids in [0, V). [B, T].
+      mask: 1 on real tokens, 0 on padding, which no token sees; None where there is none. [B, T].
+      positions: positions for the rotary embedding; None counts real tokens from 0. [B, T].
+
+    Returns:
+      Logits, float32. [B, T, V].
+
+    Raises:
+      ValueError: `tokens` is not [B, T], or `mask` or `positions` has another shape.
+    """
+    hidden = hidden_states(config, params, tokens, mask=mask, positions=positions)
+    return _logits(config, params, hidden)
+
+
+def init_cache(config: TransformerConfig, batch_size: int, max_length: int) -> Cache:
+    """Returns an empty cache.
+
+    Args:
+      config: the network's shape.
+      batch_size: rows B.
+      max_length: slots S: the most tokens, padding included, that will be decoded.
+
+    Returns:
+      The cache, in the compute dtype.
+    """
+    shape = (config.num_layers, batch_size, max_length, config.num_kv_heads, config.head_dim)
+    return Cache(
+        keys=jnp.zeros(shape, config.compute_dtype),
+        values=jnp.zeros(shape, config.compute_dtype),
+        valid=jnp.zeros((batch_size, max_length), bool),
+        length=jnp.zeros((), jnp.int32),
+    )
+
+
+def decode_step(
+    config: TransformerConfig,
+    params: Params,
+    tokens: Int[Array, "B T"],
+    cache: Cache,
+    positions: Int[Array, "B T"],
+) -> tuple[Float[Array, "B T V"], Cache]:
+    """Returns logits of a block of tokens that follow those in a cache, and the new cache.
+
+    The logits equal those of `apply` over all tokens so far. The caller keeps within the cache's
+    slots: a block that begins past the last slot would overwrite it.
+
+    Args:
+      config: the network's shape.
+      params: its parameters.
+      tokens: the next tokens, one or a whole prompt. [B, T].
+      cache: tokens so far.
+      positions: positions for the rotary embedding; below 0 for padding, which no token will see.
+        [B, T].
+
+    Returns:
+      Logits, float32 [B, T, V], and the new cache.
+
+    Raises:
+      ValueError: `positions` has another shape than `tokens`, or the block is larger than the
+        cache.
+    """
+    slots = cache.valid.shape[1]
+    if positions.shape != tokens.shape:
+        raise ValueError(
+            f"positions must have tokens' shape {tokens.shape}, got {positions.shape}."
+        )
+    if tokens.shape[1] > slots:
+        raise ValueError(f"tokens must fit the cache's {slots} slots, got {tokens.shape[1]}.")
+    valid = jax.lax.dynamic_update_slice(cache.valid, positions >= 0, (0, cache.length))
+    order = cache.length + jnp.arange(tokens.shape[1])
+    visible = (jnp.arange(slots)[None, :] <= order[:, None])[None] & valid[:, None, :]
+    hidden, (keys, values) = _Transformer(config).apply(
+        {"params": params},
+        tokens,
+        jnp.maximum(positions, 0),
+        visible,
+        (cache.keys, cache.values),
+        cache.length,
+    )
+    cache = Cache(keys, values, valid, cache.length + tokens.shape[1])
+    return _logits(config, params, hidden), cache
+
+
+def num_parameters(params: Params) -> int:
+    """Returns how many numbers a tree of parameters holds.
+
+    Args:
+      params: any pytree of arrays.
+
+    Returns:
+      The count.
+    """
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def stack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Turns `layers_0`, `layers_1`, ... into the one tree `layers` that `scan_layers` reads.
+
+    Args:
+      params: parameters of a network without `scan_layers`.
+
+    Returns:
+      The same parameters for a network with it.
+    """
+    names = sorted((n for n in params if n.startswith("layers_")), key=lambda n: int(n[7:]))
+    rest = {name: value for name, value in params.items() if name not in names}
+    layers = jax.tree.map(lambda *rows: jnp.stack(rows), *(params[name] for name in names))
+    return {**rest, "layers": layers}
+
+
+def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Turns the one tree `layers` back into `layers_0`, `layers_1`, ...
+
+    Args:
+      params: parameters of a network with `scan_layers`.
+
+    Returns:
+      The same parameters for a network without it.
+    """
+    rest = {name: value for name, value in params.items() if name != "layers"}
+    layers = params["layers"]
+    count = jax.tree.leaves(layers)[0].shape[0]
+    unstacked = {
+        f"layers_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], layers) for i in range(count)
+    }
+    return {**rest, **unstacked}

@@ -1,0 +1,237 @@
+"""Optimisers that optax lacks: Adan as published, and a guard on non-finite steps."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int
+
+Params = Any
+Mask = Any | Callable[[Params], Any]
+
+
+class AdanState(NamedTuple):
+    """State of `adan`.
+
+    Attributes:
+      count: steps since the start or the last restart.
+      gradient_mean: moving average of gradients.
+      difference_mean: moving average of differences of successive gradients.
+      square_mean: moving average of squares of the extrapolated gradient.
+      previous_gradient: the last gradient.
+    """
+
+    count: Int[Array, ""]
+    gradient_mean: Params
+    difference_mean: Params
+    square_mean: Params
+    previous_gradient: Params
+
+
+class _Leaf(NamedTuple):
+    """What one array's step gives; a tree of these is turned inside out once."""
+
+    update: Array
+    gradient_mean: Array
+    difference_mean: Array
+    square_mean: Array
+    previous_gradient: Array
+
+
+def adan(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: float = 0.98,
+    b2: float = 0.92,
+    b3: float = 0.99,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    proximal: bool = True,
+    mask: Mask | None = None,
+) -> optax.GradientTransformation:
+    r"""Returns Adan, Nesterov momentum from differences of gradients, as its authors published it.
+
+    With g the gradient, d = g - previous g (0 at the first step), moving averages with decay rates
+    b:
+
+    .. math:: m = b_1 m + (1 - b_1) g, \quad v = b_2 v + (1 - b_2) d, \quad n = b_3 n + (1 - b_3) (g
+    + b_2 d)^2
+
+    .. math:: s = \eta \frac{\hat m + b_2 \hat v}{\sqrt{\hat n} + \epsilon}, \quad
+              \theta \leftarrow \frac{\theta - s}{1 + \eta \lambda}
+
+    where hats divide by 1 - b^k. The b's are decay rates, as in the authors' code; the paper's beta
+    is 1 - b. This differs from `optax.adan` 0.2.8, which has 1 - b2 where the algorithm has b2,
+    decays weights additively, and adds 1e-8 inside the root. Clip gradients before it, in an
+    `optax.chain`, if at all.
+
+    Args:
+      learning_rate: eta, a float or a schedule of the step.
+      b1: decay rate of the gradient's average, in [0, 1).
+      b2: decay rate of the difference's average, in [0, 1).
+      b3: decay rate of the square's average, in [0, 1).
+      eps: added to the root, > 0.
+      weight_decay: lambda >= 0.
+      proximal: decay by the proximal step above; False multiplies parameters by 1 - eta lambda
+        first (the authors' `no_prox`).
+      mask: pytree of booleans, or a function of parameters that returns one: true where weights
+        decay. None decays all.
+
+    Returns:
+      The transformation; `update` needs the parameters where `weight_decay` is not 0. Averages are
+      kept in float32 for parameters of lower precision.
+
+    Raises:
+      ValueError: a rate is outside [0, 1), or `update` lacks parameters that it needs.
+
+    References:
+      Xie et al., Adan, 2022. https://arxiv.org/abs/2208.06677, and the authors' code.
+    """
+    for name, rate in (("b1", b1), ("b2", b2), ("b3", b3)):
+        if isinstance(rate, int | float) and not 0 <= rate < 1:
+            raise ValueError(f"{name} must be in [0, 1), got {rate}.")
+    decays = not (isinstance(weight_decay, int | float) and weight_decay == 0)
+
+    def init(params: Params) -> AdanState:
+        def zeros() -> Params:
+            return jax.tree.map(lambda p: jnp.zeros_like(p, dtype=_average_dtype(p)), params)
+
+        return AdanState(jnp.zeros((), jnp.int32), zeros(), zeros(), zeros(), zeros())
+
+    def update(updates: Params, state: AdanState, params: Params | None = None):
+        if decays and params is None:
+            raise ValueError("adan with weight_decay needs params in update.")
+        count = optax.safe_increment(state.count)
+        rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
+        first = state.count == 0
+
+        def one_array(gradient, mean, difference, square, previous, param, decayed) -> _Leaf:
+            gradient = gradient.astype(mean.dtype)
+            delta = jnp.where(first, 0, gradient - previous)
+            mean = b1 * mean + (1 - b1) * gradient
+            difference = b2 * difference + (1 - b2) * delta
+            square = b3 * square + (1 - b3) * jnp.square(gradient + b2 * delta)
+            root = jnp.sqrt(_debias(square, b3, count)) + eps
+            step = rate * (_debias(mean, b1, count) + b2 * _debias(difference, b2, count)) / root
+            change = -step
+            if decays:
+                value = param.astype(step.dtype)
+                shrink = rate * jnp.where(decayed, weight_decay, 0.0)
+                # As differences of parameters, since optax adds updates.
+                change = (
+                    -(step + shrink * value) / (1 + shrink) if proximal else -step - shrink * value
+                )
+            return _Leaf(change.astype(_dtype_like(param)), mean, difference, square, gradient)
+
+        stepped = jax.tree.map(
+            one_array,
+            updates,
+            state.gradient_mean,
+            state.difference_mean,
+            state.square_mean,
+            state.previous_gradient,
+            updates if params is None else params,
+            _decay_mask(mask, updates if params is None else params),
+        )
+        fields = jax.tree.transpose(
+            jax.tree.structure(updates), jax.tree.structure(_Leaf(*range(5))), stepped
+        )
+        return fields.update, AdanState(count, *fields[1:])
+
+    return optax.GradientTransformation(init, update)
+
+
+def _average_dtype(array: Array):
+    return jnp.promote_types(jnp.asarray(array).dtype, jnp.float32)
+
+
+def _dtype_like(array: Array):
+    return jnp.asarray(array).dtype
+
+
+def _debias(average: Array, rate: float, count: Array) -> Array:
+    # In the average's own dtype, so that float64 parameters lose nothing.
+    return average / (1 - jnp.asarray(rate, average.dtype) ** count)
+
+
+def _decay_mask(mask: Mask | None, params: Params) -> Params:
+    if mask is None:
+        return jax.tree.map(lambda _: True, params)
+    return mask(params) if callable(mask) else mask
+
+
+def restart_adan(state: AdanState) -> AdanState:
+    """Forgets the averages, as the paper's restart condition and the authors' `restart_opt` do.
+
+    Args:
+      state: a state of `adan`.
+
+    Returns:
+      The state with a count of 0 and averages of 0; the next step's gradient difference is 0.
+    """
+    zeros = jax.tree.map(jnp.zeros_like, state)
+    return zeros._replace(previous_gradient=state.previous_gradient)
+
+
+class SkipNonfiniteState(NamedTuple):
+    """State of `skip_nonfinite`.
+
+    Attributes:
+      skipped: steps that were not taken, since the start.
+      inner: state of the transformation inside.
+    """
+
+    skipped: Int[Array, ""]
+    inner: optax.OptState
+
+
+def skip_nonfinite(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Returns a transformation that takes no step on a gradient that holds NaN or infinity.
+
+    Unlike `optax.apply_if_finite` it never gives in, however many steps are bad: the count is there
+    to be watched (`skipped_updates`). Under several devices give it gradients that are already
+    averaged, so that all devices decide alike.
+
+    Args:
+      inner: any optax transformation.
+
+    Returns:
+      The transformation. On a bad gradient the updates are zeros and the inner state stays as it
+      was.
+    """
+
+    def init(params: Params) -> SkipNonfiniteState:
+        return SkipNonfiniteState(jnp.zeros((), jnp.int32), inner.init(params))
+
+    def update(updates: Params, state: SkipNonfiniteState, params: Params | None = None):
+        finite = jnp.array(True)
+        for leaf in jax.tree.leaves(updates):
+            finite = finite & jnp.all(jnp.isfinite(leaf))
+        # Selected and not branched on: a select fuses with the step, works alike under every
+        # transformation, and costs nothing that a branch would save on good steps.
+        new_updates, new_inner = inner.update(updates, state.inner, params)
+        updates = jax.tree.map(lambda u: jnp.where(finite, u, jnp.zeros_like(u)), new_updates)
+        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_inner, state.inner)
+        return updates, SkipNonfiniteState(state.skipped + jnp.where(finite, 0, 1), kept)
+
+    return optax.GradientTransformation(init, update)
+
+
+def skipped_updates(opt_state: optax.OptState) -> Int[Array, ""]:
+    """Returns how many steps `skip_nonfinite` has skipped, wherever in a chain it stands.
+
+    Args:
+      opt_state: any optimiser state.
+
+    Returns:
+      The count summed over all guards, 0 where there is none.
+    """
+    guards = [
+        leaf
+        for leaf in jax.tree.leaves(
+            opt_state, is_leaf=lambda node: isinstance(node, SkipNonfiniteState)
+        )
+        if isinstance(leaf, SkipNonfiniteState)
+    ]
+    return sum((guard.skipped for guard in guards), jnp.zeros((), jnp.int32))

@@ -1,0 +1,1 @@
+"""Configurations of the align binary."""

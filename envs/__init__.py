@@ -1,0 +1,5 @@
+"""Environments and generators: pure functions whose laws are known."""
+
+from bellmax.envs import gold_bench
+
+__all__ = ["gold_bench"]

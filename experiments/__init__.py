@@ -1,0 +1,1 @@
+"""Binaries, and what they share: files, devices, clocks, terminals."""

@@ -1,0 +1,94 @@
+"""The embedded data set: preference pairs from the gold bench, as text. It needs no file."""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Int
+
+from bellmax.envs import gold_bench
+from bellmax.experiments.data.records import PreferenceRecord
+
+LETTERS = "abcde"
+
+
+class EmbeddedData(NamedTuple):
+    """Pairs of the gold bench and what is needed to evaluate exactly.
+
+    Attributes:
+      bench: the tables behind the data.
+      train: pairs to learn from.
+      held_out: pairs of other prompts' draws from the same law.
+      evaluation_prompts: prompts of the exact evaluation, letter ids. [M, P].
+    """
+
+    bench: gold_bench.GoldBench
+    train: list[PreferenceRecord]
+    held_out: list[PreferenceRecord]
+    evaluation_prompts: Int[Array, "M P"]
+
+
+def _as_text(tokens: np.ndarray) -> list[str]:
+    return ["".join(LETTERS[i] for i in row if i < len(LETTERS)) for row in tokens]
+
+
+def draw_pairs(key: Array, bench: gold_bench.GoldBench, num_pairs: int) -> list[PreferenceRecord]:
+    """Draws prompts, two completions each, and a Bradley-Terry label on their gold rewards.
+
+    Two equal completions carry no preference and are drawn again.
+
+    Args:
+      key: randomness; consumed.
+      bench: the bench.
+      num_pairs: how many.
+
+    Returns:
+      Pairs as text.
+    """
+    records: list[PreferenceRecord] = []
+    while len(records) < num_pairs:
+        key, *keys = jax.random.split(key, 5)
+        prompts = gold_bench.sample_prompts(keys[0], bench, 2 * num_pairs)
+        drawn = [gold_bench.sample_completions(k, bench, prompts) for k in keys[1:3]]
+        rewards = [gold_bench.gold_reward(bench, prompts, *completion) for completion in drawn]
+        first_wins = jax.random.bernoulli(keys[3], gold_bench.preference_probs(*rewards))
+        texts = [_as_text(np.asarray(tokens)) for tokens, _ in drawn]
+        rows = zip(_as_text(np.asarray(prompts)), *texts, np.asarray(first_wins), strict=True)
+        records += [
+            PreferenceRecord(prompt, one, two) if wins else PreferenceRecord(prompt, two, one)
+            for prompt, one, two, wins in rows
+            if one != two
+        ]
+    return records[:num_pairs]
+
+
+def make(
+    seed: int, *, num_pairs: int, num_held_out_pairs: int, num_evaluation_prompts: int
+) -> EmbeddedData:
+    """Makes the bench and its pairs.
+
+    Args:
+      seed: decides tables, prompts, completions and labels.
+      num_pairs: pairs to learn from.
+      num_held_out_pairs: pairs to evaluate on.
+      num_evaluation_prompts: prompts of the exact evaluation, at least 2 (a standard error is taken).
+
+    Returns:
+      The data set.
+
+    Raises:
+      ValueError: a count is too small.
+    """
+    if num_pairs < 1 or num_held_out_pairs < 1 or num_evaluation_prompts < 2:
+        raise ValueError(
+            "num_pairs and num_held_out_pairs must be at least 1 and num_evaluation_prompts at least "
+            f"2, got {num_pairs}, {num_held_out_pairs} and {num_evaluation_prompts}."
+        )
+    keys = jax.random.split(jax.random.key(seed), 4)
+    bench = gold_bench.make(keys[0], num_letters=len(LETTERS))
+    return EmbeddedData(
+        bench=bench,
+        train=draw_pairs(keys[1], bench, num_pairs),
+        held_out=draw_pairs(keys[2], bench, num_held_out_pairs),
+        evaluation_prompts=gold_bench.sample_prompts(keys[3], bench, num_evaluation_prompts),
+    )

@@ -1,0 +1,88 @@
+"""Losses as pure functions of arrays, for any JAX training step.
+
+Conventions, the same in every function:
+
+- `...` is any leading shape; `T` counts tokens or steps, `V` the vocabulary, `D` features. A loss
+returns one value per
+  example `[...]` and never averages over a batch.
+- Arrays are positional and of one shape: `[B, 1]` against `[B]` is refused, not broadcast.
+Hyper-parameters are
+  keyword-only and may be traced; Python numbers are checked, traced values cannot be.
+- Log-probabilities are in nats. A log-ratio is `log pi - log pi_ref` of a whole completion, summed
+over its tokens. - bfloat16 and float16 are computed in float32 and come back as float32; float64
+stays. - A mask is 1 where an entry counts. What a masked entry holds, NaN and infinity included,
+changes neither
+  value nor gradient.
+- What a paper holds constant is gradient-stopped inside, and the docstring says so; a reference
+inside a log-ratio is the
+  caller's to stop.
+- A variant is a function passed in (`convex_fn=losses.hinge`), never a string.
+"""
+
+from bellmax.losses.chunked_log_probs import chunked_token_log_probs
+from bellmax.losses.contrastive import cpl_dense_loss, cpl_loss, segment_scores
+from bellmax.losses.convex import (
+    ConvexFn,
+    exponential,
+    hinge,
+    logistic,
+    savage,
+    squared,
+    truncated_quadratic,
+)
+from bellmax.losses.log_probs import kl_estimate, sequence_log_probs, token_log_probs
+from bellmax.losses.preference import (
+    dpo_loss,
+    gpo_loss,
+    implicit_rewards,
+    ipo_loss,
+    length_normalised_dpo_loss,
+    preference_accuracy,
+    preference_margin,
+    robust_dpo_loss,
+    rpo_loss,
+    slic_loss,
+)
+from bellmax.losses.preference_variants import (
+    kto_baseline,
+    kto_loss,
+    orpo_loss,
+    simpo_loss,
+    sppo_completion_loss,
+    sppo_loss,
+)
+from bellmax.losses.reward_modelling import bradley_terry_loss
+
+__all__ = [
+    "ConvexFn",
+    "bradley_terry_loss",
+    "chunked_token_log_probs",
+    "cpl_dense_loss",
+    "cpl_loss",
+    "dpo_loss",
+    "exponential",
+    "gpo_loss",
+    "hinge",
+    "implicit_rewards",
+    "ipo_loss",
+    "kl_estimate",
+    "kto_baseline",
+    "kto_loss",
+    "length_normalised_dpo_loss",
+    "logistic",
+    "orpo_loss",
+    "preference_accuracy",
+    "preference_margin",
+    "robust_dpo_loss",
+    "rpo_loss",
+    "savage",
+    "segment_scores",
+    "sequence_log_probs",
+    "simpo_loss",
+    "slic_loss",
+    "sppo_completion_loss",
+    "sppo_loss",
+    "squared",
+    "token_log_probs",
+    "truncated_quadratic",
+]
