@@ -52,7 +52,8 @@ class PreferenceBatch(NamedTuple):
     rejected_mask: Array
     chosen_reference_log_probs: Float[Array, " B"] | None = None
     rejected_reference_log_probs: Float[Array, " B"] | None = None
-    index: Int[Array, " B"] | None = None
+    # The field's name is fixed for every batch; nobody looks for a value in a batch by tuple.index.
+    index: Int[Array, " B"] | None = None  # pyright: ignore[reportIncompatibleMethodOverride]
     weight: Float[Array, " B"] | None = None
 
 
@@ -68,5 +69,6 @@ class SupervisedBatch(NamedTuple):
 
     tokens: Int[Array, "B T"]
     mask: Array
-    index: Int[Array, " B"] | None = None
+    # The field's name is fixed for every batch; nobody looks for a value in a batch by tuple.index.
+    index: Int[Array, " B"] | None = None  # pyright: ignore[reportIncompatibleMethodOverride]
     weight: Float[Array, " B"] | None = None

@@ -16,14 +16,15 @@ class AdanState(NamedTuple):
     """State of `adan`.
 
     Attributes:
-      count: steps since the start or the last restart.
+      count: steps since the start or the last restart, an int32 scalar (`Any` to type checkers,
+        which know the name as a method of tuples).
       gradient_mean: moving average of gradients.
       difference_mean: moving average of differences of successive gradients.
       square_mean: moving average of squares of the extrapolated gradient.
       previous_gradient: the last gradient.
     """
 
-    count: Int[Array, ""]
+    count: Any
     gradient_mean: Params
     difference_mean: Params
     square_mean: Params
@@ -33,11 +34,20 @@ class AdanState(NamedTuple):
 class _Leaf(NamedTuple):
     """What one array's step gives; a tree of these is turned inside out once."""
 
-    update: Array
-    gradient_mean: Array
-    difference_mean: Array
-    square_mean: Array
-    previous_gradient: Array
+    update: Any
+    gradient_mean: Any
+    difference_mean: Any
+    square_mean: Any
+    previous_gradient: Any
+
+
+class _Rates(NamedTuple):
+    """The three decay rates and what is added to the root."""
+
+    b1: Any
+    b2: Any
+    b3: Any
+    eps: Any
 
 
 def adan(
@@ -53,21 +63,21 @@ def adan(
     r"""Returns Adan, Nesterov momentum from differences of gradients, as its authors published it.
 
     With g the gradient, d = g - previous g (0 at the first step), moving averages with decay rates
-    b:
+    b, and hats that divide by 1 - b^k at step k:
 
-    .. math:: m = b_1 m + (1 - b_1) g, \quad v = b_2 v + (1 - b_2) d, \quad n = b_3 n + (1 - b_3) (g
-    + b_2 d)^2
+    .. math::
+        m &= b_1 m + (1 - b_1) g, \quad v = b_2 v + (1 - b_2) d, \\
+        n &= b_3 n + (1 - b_3) (g + b_2 d)^2, \\
+        s &= \eta \frac{\hat m + b_2 \hat v}{\sqrt{\hat n} + \epsilon}, \quad
+        \theta \leftarrow \frac{\theta - s}{1 + \eta \lambda}
 
-    .. math:: s = \eta \frac{\hat m + b_2 \hat v}{\sqrt{\hat n} + \epsilon}, \quad
-              \theta \leftarrow \frac{\theta - s}{1 + \eta \lambda}
-
-    where hats divide by 1 - b^k. The b's are decay rates, as in the authors' code; the paper's beta
-    is 1 - b. This differs from `optax.adan` 0.2.8, which has 1 - b2 where the algorithm has b2,
-    decays weights additively, and adds 1e-8 inside the root. Clip gradients before it, in an
-    `optax.chain`, if at all.
+    The b's are decay rates, as in the authors' code; the paper's beta is 1 - b. This differs from
+    `optax.adan` 0.2.8, which has 1 - b2 where the algorithm has b2, decays weights additively, and
+    adds 1e-8 inside the root. Clip gradients before it, in an `optax.chain`, if at all: the
+    published method takes differences of clipped gradients.
 
     Args:
-      learning_rate: eta, a float or a schedule of the step.
+      learning_rate: eta, a float or a schedule of the step, counted from 0.
       b1: decay rate of the gradient's average, in [0, 1).
       b2: decay rate of the difference's average, in [0, 1).
       b3: decay rate of the square's average, in [0, 1).
@@ -75,12 +85,13 @@ def adan(
       weight_decay: lambda >= 0.
       proximal: decay by the proximal step above; False multiplies parameters by 1 - eta lambda
         first (the authors' `no_prox`).
-      mask: pytree of booleans, or a function of parameters that returns one: true where weights
-        decay. None decays all.
+      mask: pytree of booleans, the parameters' own or a prefix of it, or a function of parameters
+        that returns one: true where weights decay. None decays all.
 
     Returns:
       The transformation; `update` needs the parameters where `weight_decay` is not 0. Averages are
-      kept in float32 for parameters of lower precision.
+      kept in float32 for parameters of lower precision. Under `optax.inject_hyperparams`, give
+      `static_args=("proximal",)`.
 
     Raises:
       ValueError: a rate is outside [0, 1), or `update` lacks parameters that it needs.
@@ -91,6 +102,7 @@ def adan(
     for name, rate in (("b1", b1), ("b2", b2), ("b3", b3)):
         if isinstance(rate, int | float) and not 0 <= rate < 1:
             raise ValueError(f"{name} must be in [0, 1), got {rate}.")
+    rates = _Rates(b1, b2, b3, eps)
     decays = not (isinstance(weight_decay, int | float) and weight_decay == 0)
 
     def init(params: Params) -> AdanState:
@@ -99,55 +111,55 @@ def adan(
 
         return AdanState(jnp.zeros((), jnp.int32), zeros(), zeros(), zeros(), zeros())
 
-    def update(updates: Params, state: AdanState, params: Params | None = None):
+    def update(updates: Params, state: Any, params: Params | None = None):
         if decays and params is None:
             raise ValueError("adan with weight_decay needs params in update.")
-        count = optax.safe_increment(state.count)
         rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
-        first = state.count == 0
+        count = jnp.asarray(optax.safe_increment(state.count))
 
         def one_array(gradient, mean, difference, square, previous, param, decayed) -> _Leaf:
-            gradient = gradient.astype(mean.dtype)
-            delta = jnp.where(first, 0, gradient - previous)
-            mean = b1 * mean + (1 - b1) * gradient
-            difference = b2 * difference + (1 - b2) * delta
-            square = b3 * square + (1 - b3) * jnp.square(gradient + b2 * delta)
-            root = jnp.sqrt(_debias(square, b3, count)) + eps
-            step = rate * (_debias(mean, b1, count) + b2 * _debias(difference, b2, count)) / root
-            change = -step
-            if decays:
-                value = param.astype(step.dtype)
-                shrink = rate * jnp.where(decayed, weight_decay, 0.0)
-                # As differences of parameters, since optax adds updates.
-                change = (
-                    -(step + shrink * value) / (1 + shrink) if proximal else -step - shrink * value
-                )
-            return _Leaf(change.astype(_dtype_like(param)), mean, difference, square, gradient)
+            averages = (mean, difference, square, previous)
+            leaf = _direction(gradient.astype(mean.dtype), averages, count, rates)
+            decay = jnp.where(decayed, weight_decay, 0.0) if decays else None
+            change = _descend(param, rate * leaf.update, rate, decay, proximal)
+            return leaf._replace(update=change.astype(jnp.asarray(param).dtype))
 
-        stepped = jax.tree.map(
-            one_array,
-            updates,
-            state.gradient_mean,
-            state.difference_mean,
-            state.square_mean,
-            state.previous_gradient,
-            updates if params is None else params,
-            _decay_mask(mask, updates if params is None else params),
-        )
-        fields = jax.tree.transpose(
-            jax.tree.structure(updates), jax.tree.structure(_Leaf(*range(5))), stepped
-        )
+        # Without parameters, gradients stand in for the dtype of the updates.
+        params = updates if params is None else params
+        decayed = _decay_mask(mask, params)
+        # One map over all trees, so that each array is read and written in one fused pass.
+        stepped = jax.tree.map(one_array, updates, *state[1:], params, decayed)
+        outer, inner = jax.tree.structure(updates), jax.tree.structure(_Leaf(0, 0, 0, 0, 0))
+        fields = _Leaf(*jax.tree.transpose(outer, inner, stepped))
         return fields.update, AdanState(count, *fields[1:])
 
     return optax.GradientTransformation(init, update)
 
 
+def _direction(gradient: Array, averages: tuple, count: Array, rates: _Rates) -> _Leaf:
+    """Returns the new averages, and as `update` the direction that the learning rate multiplies."""
+    mean, difference, square, previous = averages
+    b1, b2, b3, eps = rates
+    delta = jnp.where(count == 1, 0, gradient - previous)
+    mean = b1 * mean + (1 - b1) * gradient
+    difference = b2 * difference + (1 - b2) * delta
+    square = b3 * square + (1 - b3) * jnp.square(gradient + b2 * delta)
+    root = jnp.sqrt(_debias(square, b3, count)) + eps
+    direction = (_debias(mean, b1, count) + b2 * _debias(difference, b2, count)) / root
+    return _Leaf(direction, mean, difference, square, gradient)
+
+
+def _descend(param: Array, step: Array, rate, decay, proximal: bool) -> Array:
+    """Returns new minus old parameters, since optax adds updates."""
+    if decay is None:
+        return -step
+    value = param.astype(step.dtype)
+    shrink = rate * decay
+    return -(step + shrink * value) / (1 + shrink) if proximal else -step - shrink * value
+
+
 def _average_dtype(array: Array):
     return jnp.promote_types(jnp.asarray(array).dtype, jnp.float32)
-
-
-def _dtype_like(array: Array):
-    return jnp.asarray(array).dtype
 
 
 def _debias(average: Array, rate: float, count: Array) -> Array:
@@ -158,20 +170,32 @@ def _debias(average: Array, rate: float, count: Array) -> Array:
 def _decay_mask(mask: Mask | None, params: Params) -> Params:
     if mask is None:
         return jax.tree.map(lambda _: True, params)
-    return mask(params) if callable(mask) else mask
+    return jax.tree.broadcast(mask(params) if callable(mask) else mask, params)
 
 
-def restart_adan(state: AdanState) -> AdanState:
-    """Forgets the averages, as the paper's restart condition and the authors' `restart_opt` do.
+def restart_adan(opt_state: optax.OptState) -> Any:
+    """Forgets Adan's averages, as the paper's restart and the authors' `restart_opt` do.
+
+    Nothing restarts by itself: the caller decides when. A schedule inside `adan` starts over too,
+    since it reads the same count.
 
     Args:
-      state: a state of `adan`.
+      opt_state: a state of `adan`, or of a chain that holds some.
 
     Returns:
       The state with a count of 0 and averages of 0; the next step's gradient difference is 0.
     """
-    zeros = jax.tree.map(jnp.zeros_like, state)
-    return zeros._replace(previous_gradient=state.previous_gradient)
+
+    def is_adan(node) -> bool:
+        return isinstance(node, AdanState)
+
+    def restart(node):
+        if not is_adan(node):
+            return node
+        zeros = jax.tree.map(jnp.zeros_like, node)
+        return zeros._replace(previous_gradient=node.previous_gradient)
+
+    return jax.tree.map(restart, opt_state, is_leaf=is_adan)
 
 
 class SkipNonfiniteState(NamedTuple):
@@ -204,7 +228,7 @@ def skip_nonfinite(inner: optax.GradientTransformation) -> optax.GradientTransfo
     def init(params: Params) -> SkipNonfiniteState:
         return SkipNonfiniteState(jnp.zeros((), jnp.int32), inner.init(params))
 
-    def update(updates: Params, state: SkipNonfiniteState, params: Params | None = None):
+    def update(updates: Params, state: Any, params: Params | None = None):
         finite = jnp.array(True)
         for leaf in jax.tree.leaves(updates):
             finite = finite & jnp.all(jnp.isfinite(leaf))

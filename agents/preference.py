@@ -209,7 +209,7 @@ def init(
       batch.
     """
     del example_batch
-    params = init_params(key) if params is None else updates.copy_tree(params)
+    params = updates.copy_tree(init_params(key) if params is None else params)
     if live_reference:
         reference = updates.copy_tree(params if reference_params is None else reference_params)
     else:

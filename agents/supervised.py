@@ -51,7 +51,7 @@ def init(
       The first state.
     """
     del example_batch
-    params = init_params(key) if params is None else updates.copy_tree(params)
+    params = updates.copy_tree(init_params(key) if params is None else params)
     return State(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
 

@@ -27,7 +27,7 @@ class Sums(NamedTuple):
     """
 
     loss: Float[Array, ""]
-    count: Float[Array, ""]
+    count: Float[Array, ""]  # pyright: ignore[reportIncompatibleMethodOverride]
     metrics: Metrics
 
 

@@ -15,7 +15,8 @@ class LossOptions(NamedTuple):
 
     Attributes:
       beta: inverse temperature, 1/nats; multiplies log-ratios.
-      label_smoothing: probability that a label is wrong, in [0, 0.5): the conservative and robust losses.
+      label_smoothing: probability that a label is wrong, in [0, 0.5): the conservative and robust
+        losses.
       sft_weight: weight eta of the likelihood of the chosen completion in `rpo`, which multiplies
         eta * beta as the paper's code does.
     """

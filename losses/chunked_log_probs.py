@@ -7,7 +7,7 @@ logits from it.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -93,7 +93,7 @@ def chunked_token_log_probs(
     return result.reshape(tokens.shape)
 
 
-def _vary_alike(tree):
+def _vary_alike(tree: Any) -> Any:
     """Marks all arrays as varying over the same mesh axes, which a scan's carry needs in shard_map.
 
     Outside shard_map nothing varies and nothing is done. Done out here, where differentiation sees
@@ -117,14 +117,19 @@ def _varying_axes(array: Array) -> frozenset[str]:
 
 
 def _split(array: Array, chunk_size: int) -> Array:
-    """Cuts the first axis into chunks, the last one filled with zeros: [C, chunk, ...]."""
+    """Deals the first axis out to C chunks, filled up with zeros: [C, chunk, ...].
+
+    Row i goes to chunk i modulo C: where rows are spread over devices, every chunk is spread over
+    all of them, and no device waits for another one's chunk.
+    """
     short = -array.shape[0] % chunk_size
     padded = jnp.pad(array, ((0, short),) + ((0, 0),) * (array.ndim - 1))
-    return padded.reshape(-1, chunk_size, *array.shape[1:])
+    return jnp.swapaxes(padded.reshape(chunk_size, -1, *array.shape[1:]), 0, 1)
 
 
 def _join(chunks: Array, size: int) -> Array:
-    return chunks.reshape(-1, *chunks.shape[2:])[:size]
+    """Undoes `_split`: [C, chunk, ...] to [size, ...]."""
+    return jnp.swapaxes(chunks, 0, 1).reshape(-1, *chunks.shape[2:])[:size]
 
 
 def _accumulator(rows: Array, unembedding: Array) -> jnp.dtype:

@@ -47,7 +47,22 @@ def token_log_probs(
     valid = (tokens >= 0) & (tokens < size)
     index = jnp.where(valid, tokens, 0)[..., None]
     picked = jnp.take_along_axis(logits, index, axis=-1)[..., 0]
-    return jnp.where(valid, picked - jax.nn.logsumexp(logits, axis=-1), jnp.nan)
+    return jnp.where(valid, picked - _log_normaliser(logits), jnp.nan)
+
+
+@jax.custom_jvp
+def _log_normaliser(logits: Float[Array, "... V"]) -> Float[Array, "..."]:
+    """Returns the logsumexp over the last axis; rows without a finite one pass no gradient on."""
+    return jax.nn.logsumexp(logits, axis=-1)
+
+
+@_log_normaliser.defjvp
+def _log_normaliser_jvp(primals, tangents):
+    (logits,), (slopes,) = primals, tangents
+    total = _log_normaliser(logits)
+    # A masked row of NaN meets a gradient of 0, and their product would be NaN.
+    shifted = jnp.where(jnp.isfinite(total)[..., None], logits - total[..., None], -jnp.inf)
+    return total, jnp.sum(jnp.exp(shifted) * slopes, axis=-1)
 
 
 def sequence_log_probs(

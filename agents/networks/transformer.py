@@ -14,75 +14,16 @@ With `scan_layers` the layers are one tree, `layers/...`, whose arrays have a le
 layers.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from bellmax.agents.networks import attention
+from bellmax.agents.networks.blocks import Transformer, TransformerConfig
 
 Params = Any
-
-
-@dataclasses.dataclass(frozen=True)
-class TransformerConfig:
-    """Shape of a transformer; hashable, and checked when it is made.
-
-    Attributes:
-      vocab_size: tokens V.
-      num_layers: blocks.
-      num_heads: query heads.
-      num_kv_heads: key and value heads; divides `num_heads`.
-      head_dim: size of a head, even.
-      embed_dim: width D of the residual stream.
-      mlp_dim: width of the gated MLP.
-      tied_embeddings: whether the unembedding is the transposed embedding.
-      rope_theta: base of the rotary wavelengths.
-      norm_epsilon: added to the mean square in RMSNorm.
-      compute_dtype: "float32" or "bfloat16".
-      logit_softcap: c > 0 of the cap c tanh(logits / c); None for none.
-      remat: recompute each block's activations in the backward pass.
-      scan_layers: compile one block and scan it over the layers.
-    """
-
-    vocab_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    embed_dim: int
-    mlp_dim: int
-    tied_embeddings: bool = True
-    rope_theta: float = 10_000.0
-    norm_epsilon: float = 1e-6
-    compute_dtype: str = "float32"
-    logit_softcap: float | None = None
-    remat: bool = False
-    scan_layers: bool = False
-
-    def __post_init__(self):
-        sizes = ("vocab_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "embed_dim")
-        for name in (*sizes, "mlp_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if self.num_heads % self.num_kv_heads:
-            raise ValueError(
-                f"num_kv_heads must divide num_heads = {self.num_heads}, got {self.num_kv_heads}."
-            )
-        if self.head_dim % 2:
-            raise ValueError(f"head_dim must be even, got {self.head_dim}.")
-        for name in ("rope_theta", "norm_epsilon", "logit_softcap"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be positive, got {value}.")
-        if self.compute_dtype not in ("float32", "bfloat16"):
-            raise ValueError(
-                f'compute_dtype must be "float32" or "bfloat16", got {self.compute_dtype!r}.'
-            )
 
 
 class Cache(NamedTuple):
@@ -101,104 +42,6 @@ class Cache(NamedTuple):
     length: Int[Array, ""]
 
 
-class _RMSNorm(nn.Module):
-    epsilon: float
-
-    @nn.compact
-    def __call__(self, inputs):
-        scale = self.param("scale", nn.initializers.ones, (inputs.shape[-1],))
-        wide = inputs.astype(jnp.float32)
-        power = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
-        return (wide * jax.lax.rsqrt(power + self.epsilon) * scale).astype(inputs.dtype)
-
-
-class _GatedMLP(nn.Module):
-    config: TransformerConfig
-
-    @nn.compact
-    def __call__(self, inputs):
-        config, dtype = self.config, jnp.dtype(self.config.compute_dtype)
-        rows = inputs.reshape(-1, inputs.shape[-1])
-
-        def dense(width: int, name: str, scale: float = 1.0):
-            init = nn.initializers.variance_scaling(scale, "fan_in", "normal")
-            return nn.Dense(width, use_bias=False, dtype=dtype, kernel_init=init, name=name)
-
-        gated = nn.silu(dense(config.mlp_dim, "gate")(rows)) * dense(config.mlp_dim, "up")(rows)
-        outputs = dense(config.embed_dim, "down", _residual_scale(config))(gated)
-        return outputs.reshape(inputs.shape)
-
-
-class _Block(nn.Module):
-    config: TransformerConfig
-
-    @nn.compact
-    def __call__(self, inputs, cache, context):
-        config = self.config
-        attended, cache = attention.Attention(
-            num_heads=config.num_heads,
-            num_kv_heads=config.num_kv_heads,
-            head_dim=config.head_dim,
-            output_scale=_residual_scale(config),
-            dtype=jnp.dtype(config.compute_dtype),
-            name="attention",
-        )(_RMSNorm(config.norm_epsilon, name="attention_norm")(inputs), cache, *context)
-        hidden = inputs + attended
-        normed = _RMSNorm(config.norm_epsilon, name="mlp_norm")(hidden)
-        return hidden + _GatedMLP(config, name="mlp")(normed), cache
-
-
-class _Unembedder(nn.Module):
-    shape: tuple[int, int]
-
-    @nn.compact
-    def __call__(self):
-        return self.param("kernel", nn.initializers.normal(0.02), self.shape)
-
-
-class _Transformer(nn.Module):
-    config: TransformerConfig
-
-    @nn.compact
-    def __call__(self, tokens, positions, visible, cache, slot):
-        config, dtype = self.config, jnp.dtype(self.config.compute_dtype)
-        embedder = nn.Embed(
-            config.vocab_size,
-            config.embed_dim,
-            dtype=dtype,
-            embedding_init=nn.initializers.normal(0.02),
-            name="embedder",
-        )
-        hidden = embedder(tokens)
-        rotary = attention.rotary_angles(positions, config.head_dim, config.rope_theta)
-        context = (rotary, visible, slot)
-        block = nn.remat(_Block, prevent_cse=not config.scan_layers) if config.remat else _Block
-        if config.scan_layers:
-            scanned = nn.scan(
-                block,
-                variable_axes={"params": 0},
-                split_rngs={"params": True},
-                in_axes=(0, nn.broadcast),
-                length=config.num_layers,
-            )
-            hidden, cache = scanned(config, name="layers")(hidden, cache, context)
-        else:
-            caches = []
-            for i in range(config.num_layers):
-                own = jax.tree.map(lambda leaf, i=i: leaf[i], cache)
-                hidden, own = block(config, name=f"layers_{i}")(hidden, own, context)
-                caches.append(own)
-            cache = None if cache is None else jax.tree.map(lambda *rows: jnp.stack(rows), *caches)
-        if not config.tied_embeddings:
-            _Unembedder((config.embed_dim, config.vocab_size), name="unembedder")()
-        return _RMSNorm(config.norm_epsilon, name="final_norm")(hidden), cache
-
-
-def _residual_scale(config: TransformerConfig) -> float:
-    # Variance, so that the sum of 2 L branches keeps the residual stream's size at the start.
-    return 1.0 / (2 * config.num_layers)
-
-
 def init(config: TransformerConfig, key: PRNGKeyArray) -> Params:
     """Returns fresh parameters.
 
@@ -214,7 +57,7 @@ def init(config: TransformerConfig, key: PRNGKeyArray) -> Params:
     """
     tokens = jnp.zeros((1, 1), jnp.int32)
     visible = jnp.ones((1, 1, 1), bool)
-    variables = _Transformer(config).init(key, tokens, tokens, visible, None, 0)
+    variables = Transformer(config).init(key, tokens, tokens, visible, None, 0)
     return variables["params"]
 
 
@@ -231,7 +74,7 @@ def hidden_states(
     Args:
       config: the network's shape.
       params: its parameters.
-      tokens: token ids in [0, V). [B, T].
+      tokens: token ids in [0, V); anything where `mask` is 0. [B, T].
       mask: 1 on real tokens, 0 on padding, which no token sees; None where there is none. [B, T].
       positions: positions for the rotary embedding; None counts real tokens from 0. [B, T].
 
@@ -250,13 +93,15 @@ def hidden_states(
     visible = jnp.tril(jnp.ones((length, length), bool))[None]
     if mask is not None:
         real = jnp.asarray(mask) != 0
+        # Padding may hold an id outside the vocabulary, whose embedding would be NaN.
+        tokens = jnp.where(real, tokens, 0)
         visible = visible & real[:, None, :]
     if positions is None and mask is None:
         positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
     elif positions is None:
         positions = jnp.maximum(jnp.cumsum(jnp.asarray(mask) != 0, axis=1) - 1, 0)
     visible = jnp.broadcast_to(visible, (tokens.shape[0], length, length))
-    hidden, _ = _Transformer(config).apply({"params": params}, tokens, positions, visible, None, 0)
+    hidden, _ = Transformer(config).apply({"params": params}, tokens, positions, visible, None, 0)
     return hidden
 
 
@@ -298,7 +143,7 @@ def apply(
     Args:
       config: the network's shape.
       params: its parameters.
-      tokens: token ids in [0, V). [B, T].
+      tokens: token ids in [0, V); anything where `mask` is 0. [B, T].
       mask: 1 on real tokens, 0 on padding, which no token sees; None where there is none. [B, T].
       positions: positions for the rotary embedding; None counts real tokens from 0. [B, T].
 
@@ -369,7 +214,8 @@ def decode_step(
     valid = jax.lax.dynamic_update_slice(cache.valid, positions >= 0, (0, cache.length))
     order = cache.length + jnp.arange(tokens.shape[1])
     visible = (jnp.arange(slots)[None, :] <= order[:, None])[None] & valid[:, None, :]
-    hidden, (keys, values) = _Transformer(config).apply(
+    tokens = jnp.where(positions >= 0, tokens, 0)
+    outputs: Any = Transformer(config).apply(
         {"params": params},
         tokens,
         jnp.maximum(positions, 0),
@@ -377,6 +223,7 @@ def decode_step(
         (cache.keys, cache.values),
         cache.length,
     )
+    hidden, (keys, values) = outputs
     cache = Cache(keys, values, valid, cache.length + tokens.shape[1])
     return _logits(config, params, hidden), cache
 

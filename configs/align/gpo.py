@@ -10,8 +10,8 @@ import ml_collections
 
 from bellmax.configs.align import base
 
-# Equal regularisation near the reference needs beta inversely proportional to |f''(0) / f'(0)|, which is 1/2
-# for the logistic and Savage functions, 1 for the others, and 0 for the hinge.
+# Equal regularisation near the reference needs beta inversely proportional to |f''(0) / f'(0)|,
+# which is 1/2 for the logistic and Savage functions, 1 for the others, and 0 for the hinge.
 BETAS = {
     "logistic": 0.5,
     "exponential": 0.25,
@@ -34,14 +34,12 @@ def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
     """
     config = base.get_config()
     if variant is None:
-        config.loss.names = tuple(BETAS)
-        config.loss.betas = tuple(BETAS.values())
+        config.update({"loss": {"names": tuple(BETAS), "betas": tuple(BETAS.values())}})
         return config
     betas = BETAS | OTHERS
     if variant not in betas:
         raise ValueError(f"gpo has no variant {variant!r}; there are: {', '.join(betas)}")
-    config.loss.names = (variant,)
-    config.loss.betas = (betas[variant],)
+    config.update({"loss": {"names": (variant,), "betas": (betas[variant],)}})
     if variant == "robust_dpo":
-        config.loss.label_smoothing = 0.1
+        config.update({"loss": {"label_smoothing": 0.1}})
     return config

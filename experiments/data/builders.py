@@ -7,13 +7,13 @@ Malformed rows are found by the readers of `records`, before anything is written
 import contextlib
 import hashlib
 import io
+import os
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, overload
 
 import tensorflow_datasets as tfds
 from absl import logging
-from etils import epath
 
 from bellmax.experiments import errors
 from bellmax.experiments.data import records
@@ -33,7 +33,7 @@ class _PreferenceBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True
 
     VERSION = tfds.core.Version("1.0.0")
     # Where TFDS looks for citations and tags; without it, in a registry of its own data sets.
-    pkg_dir_path = epath.Path(__file__).parent
+    pkg_dir_path = tfds.core.Path(__file__).parent
     # Where TFDS looks for checksums of downloads, of which there are none; finding it out by itself
     # needs a package that TFDS does not install.
     code_path: Any = None
@@ -100,7 +100,7 @@ class AnthropicHH(_PreferenceBuilder):
         }
 
 
-def _hh_files(directory: epath.PathLike) -> dict[str, pathlib.Path]:
+def _hh_files(directory: str | os.PathLike[str]) -> dict[str, pathlib.Path]:
     paths = {split: pathlib.Path(directory) / f"{split}.jsonl.gz" for split in HH_SPLITS}
     found = {split: path for split, path in paths.items() if path.is_file()}
     if not found:

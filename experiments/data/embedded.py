@@ -71,7 +71,8 @@ def make(
       seed: decides tables, prompts, completions and labels.
       num_pairs: pairs to learn from.
       num_held_out_pairs: pairs to evaluate on.
-      num_evaluation_prompts: prompts of the exact evaluation, at least 2 (a standard error is taken).
+      num_evaluation_prompts: prompts of the exact evaluation, at least 2 (a standard error is
+        taken).
 
     Returns:
       The data set.
@@ -81,7 +82,8 @@ def make(
     """
     if num_pairs < 1 or num_held_out_pairs < 1 or num_evaluation_prompts < 2:
         raise ValueError(
-            "num_pairs and num_held_out_pairs must be at least 1 and num_evaluation_prompts at least "
+            "num_pairs and num_held_out_pairs must be at least 1 and num_evaluation_prompts at "
+            "least "
             f"2, got {num_pairs}, {num_held_out_pairs} and {num_evaluation_prompts}."
         )
     keys = jax.random.split(jax.random.key(seed), 4)

@@ -11,6 +11,8 @@ from bellmax.experiments.data import records as records_lib
 from bellmax.experiments.data import tokenizers
 
 Side = Literal["chosen", "rejected"]
+# Token ids of one text; every text has its own length.
+TokenIds = Int[np.ndarray, " _"]
 
 
 class EncodingStatistics(NamedTuple):
@@ -45,12 +47,12 @@ class EncodingStatistics(NamedTuple):
 class _Ragged:
     """Rows of different lengths in one flat array: a large set costs no Python object a token."""
 
-    def __init__(self, rows: Sequence[Int[np.ndarray, " T"]]):
+    def __init__(self, rows: Sequence[TokenIds]):
         self.lengths = np.fromiter((row.size for row in rows), np.int32, len(rows))
         self._ends = np.cumsum(self.lengths, dtype=np.int64)
         self._values = np.concatenate(rows)
 
-    def __getitem__(self, row: int) -> Int[np.ndarray, " T"]:
+    def __getitem__(self, row: int) -> TokenIds:
         end = self._ends[row]
         return self._values[end - self.lengths[row] : end]
 
@@ -70,9 +72,9 @@ class EncodedPairs:
 
     def __init__(
         self,
-        prompts: Sequence[Int[np.ndarray, " T"]],
-        chosen: Sequence[Int[np.ndarray, " T"]],
-        rejected: Sequence[Int[np.ndarray, " T"]],
+        prompts: Sequence[TokenIds],
+        chosen: Sequence[TokenIds],
+        rejected: Sequence[TokenIds],
         *,
         source_rows: Sequence[int],
         pad_id: int,
@@ -92,15 +94,15 @@ class EncodedPairs:
         """Returns the number of pairs."""
         return self.lengths.size
 
-    def prompt_tokens(self, row: int) -> Int[np.ndarray, " T"]:
+    def prompt_tokens(self, row: int) -> TokenIds:
         """Returns the prompt of a pair."""
         return self._prompts[row]
 
-    def chosen_tokens(self, row: int) -> Int[np.ndarray, " T"]:
+    def chosen_tokens(self, row: int) -> TokenIds:
         """Returns the chosen completion of a pair, with its end token unless it was cut."""
         return self._completions["chosen"][row]
 
-    def rejected_tokens(self, row: int) -> Int[np.ndarray, " T"]:
+    def rejected_tokens(self, row: int) -> TokenIds:
         """Returns the rejected completion of a pair, with its end token unless it was cut."""
         return self._completions["rejected"][row]
 
@@ -223,17 +225,17 @@ def tokenise(
     )
 
 
-def _encode(tokenizer: tokenizers.Tokenizer, text: str) -> Int[np.ndarray, " T"]:
+def _encode(tokenizer: tokenizers.Tokenizer, text: str) -> TokenIds:
     return np.asarray(tokenizer.encode(text), np.int32)
 
 
 def _cut(
-    prompt: Int[np.ndarray, " P"],
-    chosen: Int[np.ndarray, " C"],
-    rejected: Int[np.ndarray, " R"],
+    prompt: TokenIds,
+    chosen: TokenIds,
+    rejected: TokenIds,
     max_length: int,
     max_prompt_length: int,
-) -> tuple[Int[np.ndarray, " P"], Int[np.ndarray, " C"], Int[np.ndarray, " R"]]:
+) -> tuple[TokenIds, TokenIds, TokenIds]:
     room = max_length - max(chosen.size, rejected.size)
     kept = prompt[-max(room, max_prompt_length) :]
     room = max_length - kept.size

@@ -52,8 +52,8 @@ def preference_batch(
         tokens, mask = encoded.padded(batch.rows, side, batch.length)
         arrays |= {f"{side}_tokens": tokens, f"{side}_mask": mask}
         if reference_log_probs is not None:
-            values = reference_log_probs[place][batch.rows]
-            arrays[f"{side}_reference_log_probs"] = np.asarray(values, np.float32)
+            values = np.asarray(reference_log_probs[place], np.float32)
+            arrays[f"{side}_reference_log_probs"] = values[batch.rows]
     return PreferenceBatch(**arrays)
 
 
@@ -186,26 +186,32 @@ def make_iterator(
         seed=seed,
         shuffle=shuffle,
     )
-    _check_references(encoded, reference_log_probs)
+    references = _as_references(encoded, reference_log_probs)
     if num_epochs is not None:
         num_steps = num_epochs * plan.steps_per_epoch
     assert num_steps is not None
     return make_plan_iterator(
         plan,
-        lambda batch: preference_batch(encoded, batch, reference_log_probs),
+        lambda batch: preference_batch(encoded, batch, references),
         num_steps=num_steps,
         process_index=process_index,
         process_count=process_count,
     )
 
 
-def _check_references(encoded: EncodedPairs, reference_log_probs: Any) -> None:
-    for values in reference_log_probs or ():
-        if values.shape != (len(encoded),):
-            raise ValueError(
-                f"reference_log_probs must be two arrays of shape ({len(encoded)},), got "
-                f"{values.shape}."
-            )
+def _as_references(
+    encoded: EncodedPairs, reference_log_probs: ReferenceLogProbs | None
+) -> ReferenceLogProbs | None:
+    if reference_log_probs is None:
+        return None
+    # Once to the host, if they are still on a device.
+    chosen, rejected = (np.asarray(values, np.float32) for values in reference_log_probs)
+    if not chosen.shape == rejected.shape == (len(encoded),):
+        raise ValueError(
+            f"reference_log_probs must be two arrays of shape ({len(encoded)},), got "
+            f"{chosen.shape} and {rejected.shape}."
+        )
+    return chosen, rejected
 
 
 class _Batches(Sequence[PreferenceBatch]):
@@ -260,9 +266,9 @@ def evaluation_batches(
     plan = BatchPlan(
         encoded.lengths, batch_size=batch_size, bucket_lengths=bucket_lengths, shuffle=False
     )
-    _check_references(encoded, reference_log_probs)
+    references = _as_references(encoded, reference_log_probs)
     rows = [
         local_rows(batch, process_index=process_index, process_count=process_count)
         for batch in plan.epoch(0)
     ]
-    return _Batches(rows, lambda batch: preference_batch(encoded, batch, reference_log_probs))
+    return _Batches(rows, lambda batch: preference_batch(encoded, batch, references))

@@ -1,7 +1,7 @@
 """Text to token ids and back: bytes, the letters of an alphabet, or a Hugging Face tokenizer."""
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from bellmax.experiments import errors
@@ -38,7 +38,7 @@ class Tokenizer(Protocol):
         """Returns the ids of a text, without an end token."""
         ...
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of ids; end and padding tokens are left out."""
         ...
 
@@ -54,14 +54,13 @@ class ByteTokenizer:
         """Returns the UTF-8 bytes of a text."""
         return list(text.encode())
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of ids; bytes that are no UTF-8 (a cut character) become U+FFFD.
 
         Raises:
           ValueError: an id is outside the vocabulary.
         """
-        _check_ids(ids, self.vocab_size)
-        return bytes(int(i) for i in ids if i < 256).decode(errors="replace")
+        return bytes(i for i in _checked(ids, self.vocab_size) if i < 256).decode(errors="replace")
 
 
 class CharacterTokenizer:
@@ -96,14 +95,13 @@ class CharacterTokenizer:
                 f"{self.alphabet!r}; it is in the text {text[:60]!r}."
             ) from None
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Iterable[int]) -> str:
         """Returns the characters of ids.
 
         Raises:
           ValueError: an id is outside the vocabulary.
         """
-        _check_ids(ids, self.vocab_size)
-        return "".join(self.alphabet[int(i)] for i in ids if i < self.end_id)
+        return "".join(self.alphabet[i] for i in _checked(ids, self.vocab_size) if i < self.end_id)
 
 
 class HuggingFaceTokenizer:
@@ -154,21 +152,22 @@ class HuggingFaceTokenizer:
         """Returns the ids of a text."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of ids; special tokens are left out.
 
         Raises:
           ValueError: an id is outside the vocabulary.
         """
-        _check_ids(ids, self.vocab_size)
         drop = {self.end_id, self.pad_id}
-        return self._tokenizer.decode([int(i) for i in ids if i not in drop])
+        return self._tokenizer.decode([i for i in _checked(ids, self.vocab_size) if i not in drop])
 
 
-def _check_ids(ids: Sequence[int], vocab_size: int) -> None:
+def _checked(ids: Iterable[int], vocab_size: int) -> list[int]:
+    ids = [int(i) for i in ids]
     for i in ids:
         if not 0 <= i < vocab_size:
             raise ValueError(f"ids must be from 0 to {vocab_size - 1}, got {i}.")
+    return ids
 
 
 def make_tokenizer(spec: str) -> Tokenizer:

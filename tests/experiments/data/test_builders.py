@@ -4,6 +4,7 @@ import gzip
 import json
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import tensorflow_datasets as tfds
@@ -69,7 +70,7 @@ def test_hh_splits_come_from_the_manual_directory(tmp_path, no_preparation):
 
 def test_builders_serve_tfds_users(tmp_path):
     directory = write(tmp_path / "hh" / "test.jsonl.gz", published(ROWS)).parent
-    builder = builders.AnthropicHH(data_dir=tmp_path / "data")
+    builder: Any = builders.AnthropicHH(data_dir=tmp_path / "data")
     config = tfds.download.DownloadConfig(try_download_gcs=False, manual_dir=directory)
     builder.download_and_prepare(download_config=config)
     assert builder.info.splits["test"].num_examples == 12
@@ -103,6 +104,20 @@ def test_an_interrupted_preparation_is_not_read(tmp_path):
     command = [sys.executable, "-P", "-c", code, str(path), str(tmp_path / "cache")]
     assert subprocess.run(command, check=False).returncode == 9
     assert list((tmp_path / "cache").rglob("*incomplete*")), "it died before it wrote anything"
+    assert list(builders.load_jsonl(path, cache_dir=tmp_path / "cache")) == as_records(ROWS)
+
+
+def test_two_processes_may_prepare_at_once(tmp_path, monkeypatch):
+    path = write(tmp_path / "rows.jsonl", ROWS)
+    generate = builders.PreferenceJsonl._generate_examples
+
+    def overtaken(self, rows):
+        # While this one prepares, another one begins and finishes.
+        monkeypatch.setattr(builders.PreferenceJsonl, "_generate_examples", generate)
+        assert list(builders.load_jsonl(path, cache_dir=tmp_path / "cache")) == as_records(ROWS)
+        return generate(self, rows)
+
+    monkeypatch.setattr(builders.PreferenceJsonl, "_generate_examples", overtaken)
     assert list(builders.load_jsonl(path, cache_dir=tmp_path / "cache")) == as_records(ROWS)
 
 

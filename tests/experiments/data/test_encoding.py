@@ -76,7 +76,8 @@ def test_padded_rows_give_back_prompt_and_completion():
     rows = [("ab", "xyz", "q"), ("c", "x", "zz"), ("abcdef", "z", "xy")]
     encoded = encode(*rows, max_length=16)
     order = np.array([2, 0, 0, 1])
-    for side, column in (("chosen", 1), ("rejected", 2)):
+    sides: list[tuple[encoding.Side, int]] = [("chosen", 1), ("rejected", 2)]
+    for side, column in sides:
         tokens, mask = encoded.padded(order, side, 12)
         assert tokens.shape == mask.shape == (4, 12)
         assert tokens.dtype == np.int32

@@ -1,4 +1,4 @@
-"""The plan of batches: every row once an epoch, and a step's rows from nothing but seed and step."""
+"""The plan of batches: every row once an epoch, and steps from nothing but seed and number."""
 
 import numpy as np
 import pytest

@@ -37,7 +37,7 @@ def test_helpful_pairs_from_file_to_batches(tmp_path):
         chosen = encoded.chosen_tokens(row)
         assert record.prompt.encode().endswith(bytes(encoded.prompt_tokens(row).tolist()))
         if chosen[-1] == tokenizer.end_id:
-            assert tokenizer.decode(chosen.tolist()) == record.chosen
+            assert tokenizer.decode(chosen) == record.chosen
     iterator = pipeline.make_iterator(
         encoded, batch_size=16, bucket_lengths=(128, 256, 512), seed=0, num_epochs=1
     )

@@ -91,7 +91,11 @@ def test_empty_completions_pass_only_where_allowed(tmp_path):
 
 HH_DIALOGUES = [
     # One turn each; the shared first letters of the answers are not part of the prompt.
-    ("\n\nHuman: Q\n\nAssistant: Yes", "\n\nHuman: Q\n\nAssistant: Yet", "\n\nHuman: Q\n\nAssistant:"),
+    (
+        "\n\nHuman: Q\n\nAssistant: Yes",
+        "\n\nHuman: Q\n\nAssistant: Yet",
+        "\n\nHuman: Q\n\nAssistant:",
+    ),
     # Two turns, of which the first is shared.
     (
         "\n\nHuman: Q\n\nAssistant: A\n\nHuman: R\n\nAssistant: B",
@@ -110,7 +114,7 @@ HH_DIALOGUES = [
         "\n\nHuman: Q\n\nAssistant: A\n\nHuman: R\n\nAssistant: B",
         "\n\nHuman: Q\n\nAssistant:",
     ),
-]  # fmt: skip
+]
 
 
 def test_hh_prompt_is_the_shared_beginning(tmp_path):

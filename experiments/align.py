@@ -1,0 +1,105 @@
+"""Aligns a language policy with preference pairs: supervised warm start, then any pairwise losses.
+
+    python -m bellmax.experiments.align --config=gpo --workdir=runs/gpo
+    python -m bellmax.experiments.align --config=gpo:hinge --workdir=runs/hinge
+    --config.train.num_steps=800
+
+The folder of the run receives checkpoints, `metrics.jsonl`, TensorBoard events, `result.json`,
+`trade_off.png` and `learning_curves.png`. The same command resumes a run that was stopped, bit for
+bit.
+"""
+
+import functools
+import pathlib
+import platform
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+import bellmax
+from bellmax.agents import networks
+from bellmax.experiments import (
+    align_config,
+    align_report,
+    align_stages,
+    errors,
+    gold,
+    mesh,
+    metrics,
+)
+from bellmax.experiments import config as config_lib
+from bellmax.experiments.data import sources
+
+
+def train(config: align_config.AlignConfig, workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """Runs all stages and writes tables and figures.
+
+    Args:
+      config: the run.
+      workdir: its folder, which exists.
+
+    Returns:
+      The final table, one row a loss.
+
+    Raises:
+      UserError: data or config are wrong, or training has diverged.
+    """
+    run = align_stages.prepare(config, workdir)
+    _announce(run)
+    reference = align_stages.warm_start(run)
+    cached = None if config.train.live_reference else align_stages.cached_reference(run, reference)
+    for name, beta in zip(config.loss.names, config.loss.betas, strict=True):
+        align_stages.optimise(run, name, beta, reference, cached)
+    frontier = None
+    if run.gold is not None:
+        log_probs = run.gold.completion_log_probs(reference)
+        frontier = gold.optimal_frontier(run.gold, log_probs, np.geomspace(20.0, 0.1, 40))
+    rows = align_report.final_rows(workdir, config.loss.names, config.loss.betas)
+    if jax.process_index() == 0:
+        align_report.save_figures(workdir, config.loss.names, frontier)
+    metrics.write_json(workdir / "result.json", {"rows": rows})
+    metrics.print_table("Held-out results after the last step", align_report.table(rows))
+    return rows
+
+
+def _announce(run: align_stages.Run) -> None:
+    if jax.process_index() != 0:
+        return
+    train = run.config.train
+    params = jax.eval_shape(functools.partial(networks.init, run.network), jax.random.key(0))
+    buckets = run.config.data.bucket_lengths
+    lines = (
+        f"bellmax {bellmax.__version__}, jax {jax.__version__}, Python {platform.python_version()}",
+        f"devices: {jax.device_count()} {jax.devices()[0].platform}, mesh {dict(run.mesh.shape)}, "
+        f"processes: {jax.process_count()}",
+        f"policy: {networks.num_parameters(params):,} parameters, vocabulary "
+        f"{run.network.vocab_size}",
+        sources.describe("train", run.data.train, buckets),
+        sources.describe("held out", run.data.held_out, buckets),
+        f"steps: {train.warm_start_steps} of warm start, then {train.num_steps} each of "
+        f"{', '.join(run.config.loss.names)}; {train.batch_size} rows a step",
+        f"workdir: {run.workdir}",
+    )
+    print("\n".join(lines), file=sys.stderr, flush=True)
+
+
+_FLAGS = config_lib.RunFlags("align") if __name__ == "__main__" else None
+
+
+def main(argv: Sequence[str]) -> None:
+    """Reads the flags and trains."""
+    if len(argv) > 1:
+        raise errors.UserError(f"Unknown arguments: {' '.join(argv[1:])}.")
+    assert _FLAGS is not None
+    config, workdir = _FLAGS.read()
+    parsed = config_lib.to_dataclass(align_config.AlignConfig, config)
+    mesh.initialize_distributed()
+    config_lib.save_run_config(workdir, config)
+    train(parsed, workdir)
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,83 @@
+"""Checkpoints: a state and the position in its data, saved together, asynchronously, by Orbax."""
+
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from bellmax.experiments import errors
+
+
+class Checkpointer:
+    """Saves and restores one stage; arrays come back with the sharding of the state they meet.
+
+    A save returns once the arrays are copied; the files are complete when their folder appears, so
+    a run killed while saving resumes from the checkpoint before.
+
+    Args:
+      directory: the stage's folder, made if it is missing.
+      keep: checkpoints that are kept, at least 1.
+    """
+
+    def __init__(self, directory: pathlib.Path, *, keep: int):
+        self._directory = pathlib.Path(directory).absolute()
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        self._manager = ocp.CheckpointManager(self._directory, options=options)
+
+    def latest_step(self) -> int | None:
+        """Returns the step of the last whole checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any, data_position: dict[str, Any]) -> None:
+        """Starts to save; a checkpoint of this step that is there stays.
+
+        Args:
+          step: optimiser steps taken.
+          state: pytree of arrays.
+          data_position: the iterator's own state, for JSON.
+        """
+        if self._manager.latest_step() == step:
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data_position)
+            ),
+        )
+
+    def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+        """Returns what was saved at a step.
+
+        Args:
+          step: one for which there is a checkpoint.
+          like: a state of the same structure, shapes, dtypes and sharding.
+
+        Returns:
+          The state and the data position.
+
+        Raises:
+          UserError: the checkpoint is of another network, optimiser or run.
+        """
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        args = ocp.args.Composite(
+            state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore()
+        )
+        try:
+            restored = self._manager.restore(step, args=args)
+        except (ValueError, KeyError, TypeError) as error:
+            reason = str(error).strip().split("\n", 1)[0][:300]
+            raise errors.UserError(
+                f"The checkpoint of step {step} in {self._directory} does not fit this run's "
+                f"state: it is of "
+                f"another run, network or optimiser ({reason}). Give another --workdir."
+            ) from error
+        return restored["state"], restored["data"]
+
+    def wait(self) -> None:
+        """Waits for saves under way."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for saves under way and frees what they used."""
+        self._manager.close()

@@ -1,0 +1,291 @@
+"""Configs of binaries: `--config=NAME[:VARIANT]`, overrides, and the dataclass they become."""
+
+import contextlib
+import dataclasses
+import difflib
+import importlib
+import importlib.util
+import json
+import os
+import pathlib
+import pkgutil
+import sys
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from bellmax.experiments import errors
+
+T = TypeVar("T")
+
+
+def nearest(name: str, options: Iterable[str]) -> str | None:
+    """Returns the option that a misspelt name most resembles, or None if none is near.
+
+    Args:
+      name: what was written.
+      options: what could have been meant.
+
+    Returns:
+      An option or None.
+    """
+    found = difflib.get_close_matches(name, list(options), n=1, cutoff=0.5)
+    return found[0] if found else None
+
+
+def did_you_mean(name: str, options: Iterable[str]) -> str:
+    """Returns a sentence that suggests the nearest option, with a space before it, or nothing.
+
+    Args:
+      name: what was written.
+      options: what could have been meant.
+
+    Returns:
+      The sentence, or an empty string.
+    """
+    option = nearest(name, options)
+    return f" Did you mean {option!r}?" if option else ""
+
+
+@contextlib.contextmanager
+def user_errors(group: str) -> Iterator[None]:
+    """Turns the library's errors about arguments into the user's about a group of keys.
+
+    Args:
+      group: the group, such as `config.model`; the library's message names the key.
+
+    Yields:
+      Nothing.
+
+    Raises:
+      UserError: a ValueError or TypeError came from inside.
+    """
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise errors.UserError(f"{group}: {error}") from error
+
+
+def config_names(binary: str) -> list[str]:
+    """Returns the names of a binary's configs.
+
+    Args:
+      binary: the binary's name, a package of `bellmax.configs`.
+
+    Returns:
+      Names that `--config` takes, sorted.
+    """
+    package = importlib.import_module(f"bellmax.configs.{binary}")
+    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name != "base")
+
+
+def load(binary: str, specification: str) -> ml_collections.ConfigDict:
+    """Loads a config by name or path.
+
+    Args:
+      binary: the binary's name.
+      specification: NAME[:VARIANT] of `bellmax.configs.BINARY`, or PATH[:VARIANT] of a Python file
+        that has `get_config(variant=None)`.
+
+    Returns:
+      The config, unlocked.
+
+    Raises:
+      UserError: there is no such config or variant; the nearest name is suggested.
+    """
+    name, _, variant = specification.partition(":")
+    is_path = name.endswith(".py") or os.sep in name
+    if is_path:
+        module = _load_path(name)
+    elif name in config_names(binary):
+        module = importlib.import_module(f"bellmax.configs.{binary}.{name}")
+    else:
+        options = config_names(binary)
+        raise errors.UserError(
+            f"--config={specification} names no config of {binary}.{did_you_mean(name, options)} "
+            f"There are: "
+            f"{', '.join(options)}; or give a path to a .py file."
+        )
+    try:
+        return module.get_config(variant) if variant else module.get_config()
+    except (ValueError, KeyError) as error:
+        message = str(error)
+        raise errors.UserError(
+            f"--config={specification}: {message}.{did_you_mean(variant, _words(message, variant))}"
+        ) from error
+    except TypeError as error:
+        raise errors.UserError(f"--config={specification}: {error}.") from error
+
+
+def _words(message: str, but: str) -> list[str]:
+    return [w for w in message.replace(",", " ").replace("'", " ").split() if w != but]
+
+
+def _load_path(name: str) -> types.ModuleType:
+    path = pathlib.Path(name)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise errors.UserError(f"--config={name}: there is no Python file of this path.")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise errors.UserError(f"--config={name}: the file defines no get_config(variant=None).")
+    return module
+
+
+class _Parser(flags.ArgumentParser):
+    """Turns the text of `--config` into a locked config; overrides must name its keys."""
+
+    syntactic_help = "NAME[:VARIANT] of a config, or PATH[:VARIANT] of a Python file"
+
+    def __init__(self, binary: str):
+        self._binary = binary
+
+    def parse(self, argument: str) -> ml_collections.ConfigDict:
+        """Loads the config and checks the names of overrides."""
+        config = load(self._binary, argument)
+        known = list(_flatten(config.to_dict()))
+        for text in sys.argv[1:]:
+            if not text.startswith(("--config.", "-config.")):
+                continue
+            key = text.split("=", 1)[0].split(".", 1)[1]
+            if key not in known:
+                raise errors.UserError(
+                    f"--config.{key} is no key of the config {argument}.{did_you_mean(key, known)} "
+                    f"The keys are: {', '.join(known)}."
+                )
+        return config.lock()
+
+    def flag_type(self) -> str:
+        """Returns what the help text calls this type."""
+        return "config"
+
+
+class RunFlags:
+    """`--config` and `--workdir`, both required, and the overrides `--config.KEY=VALUE`.
+
+    Made once, when the binary's module is imported.
+
+    Args:
+      binary: the binary's name.
+    """
+
+    def __init__(self, binary: str):
+        self._binary = binary
+        self._config = config_flags.DEFINE_config_file(
+            "config", None, f"NAME[:VARIANT] or PATH[:VARIANT]; names: {config_names(binary)}."
+        )
+        # ml_collections reads paths alone; the flag's own parser reads names as well.
+        flags.FLAGS["config"].parser = _Parser(binary)
+        self._workdir = flags.DEFINE_string(
+            "workdir", None, "Folder for checkpoints, metrics, figures and the final table."
+        )
+
+    def read(self) -> tuple[ml_collections.ConfigDict, pathlib.Path]:
+        """Returns the config, overrides applied, and the folder of the run.
+
+        Raises:
+          UserError: one of the two flags is missing.
+        """
+        if self._config.value is None:
+            raise errors.UserError(
+                f"--config is required: one of {', '.join(config_names(self._binary))}, with "
+                f":VARIANT or "
+                "without, or a path to a .py file."
+            )
+        if not self._workdir.value:
+            raise errors.UserError("--workdir is required: the folder that the run writes to.")
+        return self._config.value, pathlib.Path(self._workdir.value)
+
+
+def to_dataclass(
+    cls: type[T], config: Mapping[str, Any] | ml_collections.ConfigDict, prefix: str = "config"
+) -> T:
+    """Returns a config as a frozen dataclass, every key checked.
+
+    Args:
+      cls: a dataclass without defaults; its fields may be dataclasses again.
+      config: a ConfigDict or mapping of its fields.
+      prefix: what the keys are called in errors.
+
+    Returns:
+      The dataclass; lists become tuples, and integers floats where the field is a float.
+
+    Raises:
+      UserError: a key is unknown or missing, or a value has the wrong type.
+    """
+    fields = hints = typing.get_type_hints(cls)
+    for key in config:
+        if key not in fields:
+            raise errors.UserError(f"{prefix}.{key} is no key.{did_you_mean(key, fields)}")
+    for key in fields:
+        if key not in config:
+            raise errors.UserError(f"{prefix}.{key} is missing.{did_you_mean(key, config)}")
+    return cls(**{key: _convert(hints[key], config[key], f"{prefix}.{key}") for key in fields})
+
+
+def _convert(hint: Any, value: Any, name: str) -> Any:
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if not isinstance(value, Mapping | ml_collections.ConfigDict):
+            raise errors.UserError(f"{name} must be a group of keys, got {value!r}.")
+        return to_dataclass(hint, value, name)
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, list | tuple):
+            raise errors.UserError(f"{name} must be a tuple, got {value!r}.")
+        return tuple(_convert(typing.get_args(hint)[0], item, name) for item in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not hint:
+        kind = getattr(hint, "__name__", hint)
+        raise errors.UserError(f"{name} must be of type {kind}, got {value!r}.")
+    return value
+
+
+def save_run_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+    """Writes the config into the folder of a run, or checks that it is the one there.
+
+    A folder belongs to one config: resuming under another would mix two runs.
+
+    Args:
+      workdir: the folder; made if it is missing.
+      config: the config of this run.
+
+    Raises:
+      UserError: the folder holds another run, or cannot be made.
+    """
+    path = workdir / "config.json"
+    mine = json.loads(json.dumps(config.to_dict()))
+    if path.exists():
+        theirs = json.loads(path.read_text())
+        old, new = _flatten(theirs), _flatten(mine)
+        differing = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
+        if differing:
+            shown = ", ".join(
+                f"{k} ({old.get(k)!r} there, {new.get(k)!r} now)" for k in differing[:8]
+            )
+            raise errors.UserError(
+                f"{workdir} holds another run, with other values of {shown}. Give another "
+                f"--workdir, or the "
+                "same config to resume."
+            )
+        return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise errors.UserError(f"--workdir={workdir} cannot be made: {error}.") from error
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(mine, indent=2) + "\n")
+    partial.replace(path)
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        flat |= _flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return flat

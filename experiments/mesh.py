@@ -1,0 +1,153 @@
+"""Devices: processes, one mesh with axes data, fsdp and tensor, and which parameter lies where."""
+
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from bellmax.experiments import errors
+
+AXES = ("data", "fsdp", "tensor")
+# Rows of a batch are spread over both: fsdp shards parameters, and every device still needs rows of
+# its own.
+BATCH_AXES = ("data", "fsdp")
+
+Rules = Sequence[tuple[str, PartitionSpec]]
+
+# By the end of a parameter's path, so that an optimiser's averages lie where their parameters do.
+TRANSFORMER_RULES: Rules = (
+    (r"embedder/embedding$", PartitionSpec("tensor", "fsdp")),
+    (r"unembedder/kernel$", PartitionSpec("fsdp", "tensor")),
+    (r"attention/(query|key|value)/kernel$", PartitionSpec("fsdp", "tensor")),
+    (r"mlp/(gate|up)/kernel$", PartitionSpec("fsdp", "tensor")),
+    (r"attention/output/kernel$", PartitionSpec("tensor", "fsdp")),
+    (r"mlp/down/kernel$", PartitionSpec("tensor", "fsdp")),
+)
+
+
+def initialize_distributed() -> None:
+    """Joins the other processes where the environment says that there are some; else does nothing.
+
+    Slurm, Open MPI and Cloud TPU are recognised by JAX itself once `JAX_COORDINATOR_ADDRESS` or
+    `BELLMAX_DISTRIBUTED=1` asks for it.
+    """
+    if os.environ.get("BELLMAX_DISTRIBUTED") == "1" or "JAX_COORDINATOR_ADDRESS" in os.environ:
+        jax.distributed.initialize()
+
+
+def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+    """Returns the mesh of all devices.
+
+    Args:
+      data: devices along the axis that only rows are spread over; -1 for all that the others leave.
+      fsdp: devices along the axis that rows and parameters are spread over; -1 likewise.
+      tensor: devices along the axis that single products are spread over; -1 likewise.
+
+    Returns:
+      A mesh with axes data, fsdp and tensor.
+
+    Raises:
+      UserError: the sizes do not multiply to the number of devices.
+    """
+    sizes, count = [data, fsdp, tensor], jax.device_count()
+    fixed = int(np.prod([size for size in sizes if size != -1]))
+    if sizes.count(-1) == 1 and fixed > 0 and count % fixed == 0:
+        sizes[sizes.index(-1)] = count // fixed
+    if min(sizes) < 1 or int(np.prod(sizes)) != count:
+        raise errors.UserError(
+            f"The mesh data={data}, fsdp={fsdp}, tensor={tensor} does not fit {count} devices: "
+            f"sizes must multiply "
+            "to their number, and at most one may be -1, for the rest."
+        )
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def path_name(path: Sequence[Any]) -> str:
+    """Returns a leaf's path as text, parts joined by '/'.
+
+    Args:
+      path: a key path of `jax.tree_util`.
+
+    Returns:
+      For example `params/layers_0/mlp/up/kernel`.
+    """
+    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
+
+
+def _specification(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules) -> PartitionSpec:
+    for pattern, specification in rules:
+        if re.search(pattern, path):
+            # A scanned layer has a leading axis that the rule does not know.
+            axes = (None,) * (len(shape) - len(specification)) + tuple(specification)
+            fitting = (
+                axis if axis is not None and size % mesh.shape[axis] == 0 else None
+                for axis, size in zip(axes, shape, strict=True)
+            )
+            return PartitionSpec(*fitting)
+    return PartitionSpec()
+
+
+def state_sharding(mesh: Mesh, state: Any, rules: Rules = TRANSFORMER_RULES) -> Any:
+    """Returns where each array of a state lies.
+
+    Args:
+      mesh: the mesh.
+      state: pytree of arrays or of their shapes.
+      rules: pairs of a regular expression on the leaf's path and a specification; the first that is
+        found counts, and what none finds lies on every device. An axis of the mesh that does not
+        divide its dimension is dropped.
+
+    Returns:
+      A pytree of shardings, like `state`.
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: NamedSharding(
+            mesh, _specification(path_name(path), np.shape(leaf), mesh, rules)
+        ),
+        state,
+    )
+
+
+def place_state(mesh: Mesh, state: Any, rules: Rules = TRANSFORMER_RULES) -> Any:
+    """Puts a state onto the mesh, where `state_sharding` says.
+
+    Args:
+      mesh: the mesh.
+      state: pytree of arrays, the same on every process.
+      rules: see `state_sharding`.
+
+    Returns:
+      The state on the mesh.
+    """
+    return jax.device_put(state, state_sharding(mesh, state, rules))
+
+
+def place_batch(mesh: Mesh, batch: Any) -> Any:
+    """Assembles a global batch from the rows that each process loaded.
+
+    Args:
+      mesh: the mesh.
+      batch: pytree of host arrays, this process's rows on the first axis.
+
+    Returns:
+      The batch, its rows spread over the axes data and fsdp.
+
+    Raises:
+      UserError: the rows cannot be spread evenly.
+    """
+    sharding = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+    share = mesh.shape["data"] * mesh.shape["fsdp"]
+    for leaf in jax.tree.leaves(batch):
+        if leaf.shape[0] * jax.process_count() % share:
+            raise errors.UserError(
+                f"config.train.batch_size must be a multiple of the {share} devices that rows are "
+                f"spread over, "
+                f"got {leaf.shape[0] * jax.process_count()}."
+            )
+    return jax.tree.map(
+        lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), batch
+    )

@@ -1,0 +1,120 @@
+"""Figures: panels of curves, drawn alike for every binary and claim, without global state."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, which people with any colour vision tell apart; black last.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+
+
+class Series(NamedTuple):
+    """One curve.
+
+    Attributes:
+      label: its name in the legend; empty for none.
+      x: places. [N].
+      y: values; NaN leaves a gap. [N].
+      low: lower end of a band, or None. [N].
+      high: upper end of a band, or None. [N].
+      style: "-", "--", ":" or "" (markers alone).
+      marker: whether points are marked.
+      reference: drawn in grey and thin, behind: a bound, a chance level, a peer.
+    """
+
+    label: str
+    x: Float[np.ndarray, " N"] | Sequence[float]
+    y: Float[np.ndarray, " N"] | Sequence[float]
+    low: Float[np.ndarray, " N"] | Sequence[float] | None = None
+    high: Float[np.ndarray, " N"] | Sequence[float] | None = None
+    style: str = "-"
+    marker: bool = False
+    reference: bool = False
+
+
+class Panel(NamedTuple):
+    """One pair of axes.
+
+    Attributes:
+      title: above it.
+      x_label: with its unit.
+      y_label: with its unit.
+      series: curves; those that are no reference take colours in order.
+      x_scale: "linear" or "log".
+      y_scale: "linear" or "log".
+      horizontal_lines: pairs of a label and a height, such as chance level.
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    series: Sequence[Series]
+    x_scale: str = "linear"
+    y_scale: str = "linear"
+    horizontal_lines: Sequence[tuple[str, float]] = ()
+
+
+def save_figure(path: pathlib.Path, panels: Sequence[Panel], *, columns: int = 2) -> None:
+    """Draws panels side by side and saves them as one PNG.
+
+    Args:
+      path: the file; its folder is made if it is missing.
+      panels: at least one.
+      columns: most panels in a row.
+
+    Raises:
+      ValueError: there are no panels.
+    """
+    if not panels:
+        raise ValueError("panels must hold at least one Panel, got none.")
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(5.2 * columns, 3.8 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    for place, panel in enumerate(panels, start=1):
+        _draw(figure.add_subplot(rows, columns, place), panel)
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def _draw(axes: Axes, panel: Panel) -> None:
+    axes.set_title(panel.title, fontsize=11)
+    axes.set_xlabel(panel.x_label)
+    axes.set_ylabel(panel.y_label)
+    axes.set_xscale(panel.x_scale)
+    axes.set_yscale(panel.y_scale)
+    axes.grid(alpha=0.25)
+    for spine in ("top", "right"):
+        axes.spines[spine].set_visible(False)
+    for label, height in panel.horizontal_lines:
+        axes.axhline(height, color="0.5", linewidth=1, linestyle=":", label=label)
+    coloured = 0
+    for series in panel.series:
+        if series.reference:
+            colour, width, order = "0.45", 1.2, 1
+        else:
+            colour, width, order = COLOURS[coloured % len(COLOURS)], 1.8, 2
+        axes.plot(
+            series.x,
+            series.y,
+            label=series.label or None,
+            color=colour,
+            linewidth=width,
+            linestyle=series.style or "none",
+            marker=MARKERS[coloured % len(MARKERS)] if series.marker else None,
+            markersize=4,
+            zorder=order,
+        )
+        if series.low is not None and series.high is not None:
+            axes.fill_between(series.x, series.low, series.high, color=colour, alpha=0.18, lw=0)
+        coloured += not series.reference
+    if any(series.label for series in panel.series) or panel.horizontal_lines:
+        axes.legend(fontsize=8, frameon=False)

@@ -1,0 +1,278 @@
+"""The loop that every binary shares: batches, steps, metrics, evaluation, checkpoints, progress."""
+
+import contextlib
+import pathlib
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+import rich.console
+import rich.progress
+from jax.sharding import Mesh
+from jaxtyping import PRNGKeyArray
+
+from bellmax.agents import Metrics
+from bellmax.experiments import errors
+from bellmax.experiments import mesh as mesh_lib
+from bellmax.experiments.checkpoint import Checkpointer
+from bellmax.experiments.metrics import MetricsWriter
+
+# Forced host devices deadlock when many steps with collectives are under way: wait this often at
+# least.
+_MOST_STEPS_UNDER_WAY = 16
+_SECONDS_BETWEEN_PLAIN_LINES = 10.0
+
+
+class Batches(Protocol):
+    """An iterator of host batches whose position can be saved, such as Grain's."""
+
+    def __next__(self) -> Any:
+        """Returns this process's rows of the next batch."""
+        ...
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns the position, for JSON."""
+        ...
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes to a position."""
+        ...
+
+
+class Schedule(NamedTuple):
+    """How often things happen in a stage, in steps.
+
+    Attributes:
+      num_steps: steps of the stage.
+      log_every: steps whose metrics are averaged into one row.
+      evaluate_every: steps between evaluations; the first is at step 0, the last at the end.
+      checkpoint_every: steps between checkpoints; there is one at the end always.
+      keep_checkpoints: checkpoints that are kept.
+    """
+
+    num_steps: int
+    log_every: int
+    evaluate_every: int
+    checkpoint_every: int
+    keep_checkpoints: int
+
+
+def run_stage(
+    *,
+    name: str,
+    workdir: pathlib.Path,
+    state: Any,
+    train_step: Callable[[Any, Any, PRNGKeyArray], tuple[Any, Metrics]],
+    batches: Batches,
+    schedule: Schedule,
+    run_key: PRNGKeyArray,
+    mesh: Mesh,
+    evaluate: Callable[[Any, int], Mapping[str, float]] | None = None,
+) -> Any:
+    """Trains one stage, or what is left of it, and returns its last state.
+
+    A stage that was killed goes on from its last checkpoint, bit for bit: state, position in the
+    data and keys (step n uses `fold_in(run_key, n)`) are those of a run that was not. A stage that
+    has finished is restored.
+
+    Args:
+      name: the stage's name; its checkpoints are in `workdir/checkpoints/NAME`.
+      workdir: folder of the run.
+      state: the first state, with an integer `step`; donated.
+      train_step: an agent's `update`; jitted here, with the state donated.
+      batches: this process's batches, from the first.
+      schedule: how often things happen.
+      run_key: the root key of the stage.
+      mesh: the devices.
+      evaluate: `(state, step) -> scalars by name`; may print.
+
+    Returns:
+      The state after the last step.
+
+    Raises:
+      UserError: a checkpoint does not fit, or training has diverged.
+    """
+    checkpointer = Checkpointer(workdir / "checkpoints" / name, keep=schedule.keep_checkpoints)
+    state = mesh_lib.place_state(mesh, state)
+    start = checkpointer.latest_step()
+    if start is not None:
+        state, position = checkpointer.restore(start, state)
+        batches.set_state(position)
+    if start is not None and start >= schedule.num_steps:
+        checkpointer.close()
+        _say(f"{name}: finished before, restored from step {start}.")
+        return state
+    if start is not None:
+        _say(f"{name}: goes on from the checkpoint of step {start}.")
+    writer = MetricsWriter(workdir, name, resume_step=start)
+    loop = _Loop(name, state, train_step, batches, schedule, run_key, mesh, writer, checkpointer)
+    try:
+        with _Interruptions() as interruptions, _Progress(name, schedule.num_steps) as progress:
+            loop.run(start, evaluate, interruptions, progress)
+    finally:
+        checkpointer.close()
+        writer.close()
+    return loop.state
+
+
+class _Loop:
+    """The moving parts of a stage."""
+
+    def __init__(self, name, state, train_step, batches, schedule, run_key, mesh, writer, saver):
+        self.state = state
+        self._name, self._batches, self._schedule = name, batches, schedule
+        self._run_key, self._mesh, self._writer, self._saver = run_key, mesh, writer, saver
+        shardings = mesh_lib.state_sharding(mesh, state)
+
+        def keyed_step(state, batch, run_key):
+            return train_step(state, batch, jax.random.fold_in(run_key, state.step))
+
+        self._step = jax.jit(keyed_step, donate_argnums=0, out_shardings=(shardings, None))
+
+    def run(self, start, evaluate, interruptions, progress):
+        schedule = self._schedule
+        first = 0 if start is None else start
+        if start is None and evaluate is not None:
+            self._writer.write(0, evaluate(self.state, 0))
+        window: list[Metrics] = []
+        progress.at(first, None)
+        for step in range(first + 1, schedule.num_steps + 1):
+            batch = mesh_lib.place_batch(self._mesh, next(self._batches))
+            self.state, metrics = self._step(self.state, batch, self._run_key)
+            window.append(metrics)
+            last = step == schedule.num_steps
+            if len(window) % _MOST_STEPS_UNDER_WAY == 0:
+                jax.block_until_ready(metrics)
+            if step % schedule.log_every == 0 or last:
+                row = self._average(window, step)
+                window = []
+                self._writer.write(step, row)
+                progress.at(step, row["loss"])
+            else:
+                progress.at(step, None)
+            if evaluate is not None and (step % schedule.evaluate_every == 0 or last):
+                self._writer.write(step, evaluate(self.state, step))
+            if step % schedule.checkpoint_every == 0 or last or interruptions.asked:
+                self._save(step)
+            if interruptions.asked:
+                self._saver.wait()
+                raise errors.UserError(
+                    f"{self._name}: stopped at step {step}, which is saved; the same command goes "
+                    f"on from there."
+                )
+
+    def _save(self, step: int) -> None:
+        position = self._batches.get_state()
+        self._saver.save(step, self.state, position)
+
+    def _average(self, window: list[Metrics], step: int) -> dict[str, float]:
+        fetched = jax.device_get(window)
+        row = {key: float(np.mean([m[key] for m in fetched])) for key in fetched[0]}
+        skipped = [float(m.get("updates/skipped", 0.0)) for m in fetched]
+        # A count, not a rate: its mean over a window would mean nothing.
+        if "updates/skipped" in row:
+            row["updates/skipped"] = skipped[-1]
+        losses = [float(m["loss"]) for m in fetched]
+        guarded = len(skipped) > 1 and skipped[-1] > skipped[0]
+        whole_window_bad = not np.isfinite(losses).any()
+        if whole_window_bad or (not np.isfinite(losses[-1]) and not guarded and skipped[-1] == 0):
+            saved = self._saver.latest_step()
+            kept = (
+                "there is no checkpoint yet" if saved is None else f"the last checkpoint is {saved}"
+            )
+            raise errors.UserError(
+                f"{self._name}: the loss is {losses[-1]} at step {step}; {kept}. Lower the "
+                f"learning rate, clip "
+                "gradients, or look at the data."
+            )
+        return row
+
+
+class _Interruptions:
+    """Turns SIGINT and SIGTERM into a wish that the loop reads after the step under way."""
+
+    def __init__(self):
+        self.asked = False
+
+    def __enter__(self):
+        self._before = {}
+        # Handlers can be set in the main thread alone; elsewhere (a notebook's worker) signals stay
+        # as they are.
+        with contextlib.suppress(ValueError):
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def _ask(self, number, frame):
+        del frame
+        if self.asked:
+            # Twice: the person means it.
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.asked = True
+
+    def __exit__(self, *_):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+class _Progress:
+    """A bar with rate and time left; plain lines now and then where there is no terminal."""
+
+    def __init__(self, name: str, num_steps: int):
+        self._name, self._num_steps = name, num_steps
+        self._console = rich.console.Console(stderr=True)
+        self._bar = None
+        self._loss = ""
+        self._first: tuple[int, float] | None = None
+        self._last_line = time.monotonic()
+        if self._console.is_terminal and jax.process_index() == 0:
+            self._bar = rich.progress.Progress(
+                rich.progress.TextColumn("{task.description}"),
+                rich.progress.BarColumn(),
+                rich.progress.MofNCompleteColumn(),
+                rich.progress.TextColumn("{task.fields[rate]}"),
+                rich.progress.TimeElapsedColumn(),
+                rich.progress.TimeRemainingColumn(),
+                rich.progress.TextColumn("{task.fields[loss]}"),
+                console=self._console,
+            )
+
+    def __enter__(self):
+        if self._bar is not None:
+            self._bar.start()
+            self._task = self._bar.add_task(self._name, total=self._num_steps, rate="", loss="")
+        return self
+
+    def __exit__(self, *_):
+        if self._bar is not None:
+            self._bar.stop()
+
+    def at(self, step: int, loss: float | None) -> None:
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (step, now)
+        done, seconds = step - self._first[0], now - self._first[1]
+        rate = done / seconds if seconds > 0 else 0.0
+        if self._bar is not None:
+            if loss is not None:
+                self._loss = f"loss {loss:.4f}"
+            shown = f"{rate:.1f} steps/s"
+            self._bar.update(self._task, completed=step, rate=shown, loss=self._loss)
+        elif loss is not None and now - self._last_line > _SECONDS_BETWEEN_PLAIN_LINES:
+            self._last_line = now
+            left = (self._num_steps - step) / rate if rate > 0 else float("inf")
+            _say(
+                f"{self._name}: step {step}/{self._num_steps}, loss {loss:.4f}, {rate:.1f} "
+                f"steps/s, "
+                f"{left:.0f} s left"
+            )
+
+
+def _say(line: str) -> None:
+    if jax.process_index() == 0:
+        print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,136 @@
+"""Every public function of bellmax.losses with arguments: read by tests through `runpy`."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bellmax import losses
+
+STEPS, FEATURES, VOCABULARY, SEGMENTS = 4, 3, 5, 3
+
+
+class Case(NamedTuple):
+    """A function of arrays, and how to make them.
+
+    Attributes:
+      function: the loss, with its hyper-parameters bound.
+      arguments: kind of each array: "real", "log_prob", "unit", "sign", "length", "mask", "token",
+        with the axes that follow the leading shape; "head" has no leading shape.
+      constant: positions of real arguments that the method holds constant.
+    """
+
+    function: Callable[..., Any]
+    arguments: tuple[tuple[str, tuple[int, ...]], ...]
+    constant: tuple[int, ...] = ()
+
+    def make(self, shape: tuple[int, ...], seed: int = 0) -> tuple[np.ndarray, ...]:
+        """Returns arrays with a leading shape: float32, or int32 for tokens and lengths."""
+        rng = np.random.default_rng(seed)
+        return tuple(_draw(rng, kind, shape, axes) for kind, axes in self.arguments)
+
+    @property
+    def real(self) -> tuple[int, ...]:
+        """Positions of the floating-point arguments that are no mask."""
+        other = ("mask", "token", "length", "sign")
+        return tuple(i for i, (kind, _) in enumerate(self.arguments) if kind not in other)
+
+    @property
+    def shared(self) -> tuple[int, ...]:
+        """Positions of the arguments without a leading shape."""
+        return tuple(i for i, (kind, _) in enumerate(self.arguments) if kind == "head")
+
+
+def _draw(rng, kind, shape, axes):
+    size = axes if kind == "head" else (*shape, *axes)
+    if kind == "token":
+        return rng.integers(0, VOCABULARY, size).astype(np.int32)
+    if kind == "length":
+        return rng.integers(1, 9, size).astype(np.int32)
+    if kind == "sign":
+        return rng.integers(0, 2, size).astype(np.int32)
+    if kind == "mask":
+        return rng.integers(0, 2, size).astype(np.float32)
+    values = rng.standard_normal(size)
+    if kind == "log_prob":
+        values = -np.abs(values) - 0.1
+    if kind == "unit":
+        values = 1 / (1 + np.exp(-values))
+    return values.astype(np.float32)
+
+
+REAL, LOG_PROB, UNIT = ("real", ()), ("log_prob", ()), ("unit", ())
+PAIR = (REAL, REAL)
+STEP_LOG_PROBS, STEP_MASK = ("log_prob", (STEPS,)), ("mask", (STEPS,))
+HEAD = (
+    ("real", (STEPS, FEATURES)),
+    ("head", (FEATURES, VOCABULARY)),
+    ("token", (STEPS,)),
+)
+
+
+def bind(name: str, **hyper: Any) -> Callable[..., Any]:
+    """Returns a public loss with its hyper-parameters bound."""
+    return functools.partial(getattr(losses, name), **hyper)
+
+
+CONVEX = ("logistic", "hinge", "squared", "exponential", "truncated_quadratic", "savage")
+
+CASES: dict[str, Case] = {
+    **{name: Case(bind(name), (REAL,)) for name in CONVEX},
+    **{
+        f"gpo_loss:{name}": Case(
+            bind("gpo_loss", convex_fn=getattr(losses, name), beta=0.7, label_smoothing=0.2), PAIR
+        )
+        for name in CONVEX
+    },
+    "dpo_loss": Case(bind("dpo_loss", beta=0.3), PAIR),
+    "ipo_loss": Case(bind("ipo_loss", tau=0.3), PAIR),
+    "slic_loss": Case(bind("slic_loss", beta=0.3), PAIR),
+    "robust_dpo_loss": Case(bind("robust_dpo_loss", beta=0.3, label_smoothing=0.1), PAIR),
+    "rpo_loss": Case(bind("rpo_loss", beta=0.3, eta=0.2), (*PAIR, LOG_PROB)),
+    "length_normalised_dpo_loss": Case(
+        bind("length_normalised_dpo_loss", beta=0.3), (*PAIR, ("length", ()), ("length", ()))
+    ),
+    "kto_loss": Case(
+        bind("kto_loss", beta=0.3, undesirable_weight=1.3), (REAL, ("sign", ()), UNIT), (2,)
+    ),
+    "kto_baseline": Case(
+        lambda ratios, mask: losses.kto_baseline(ratios, mask=mask),
+        (("real", (STEPS,)), STEP_MASK),
+        (0,),
+    ),
+    "sppo_completion_loss": Case(bind("sppo_completion_loss", eta=3.0), (REAL, UNIT), (1,)),
+    "sppo_loss": Case(bind("sppo_loss", eta=3.0), (*PAIR, UNIT, UNIT), (2, 3)),
+    "simpo_loss": Case(bind("simpo_loss", beta=2.0, gamma=0.5), (LOG_PROB, LOG_PROB)),
+    "orpo_loss": Case(bind("orpo_loss"), (LOG_PROB, LOG_PROB)),
+    "cpl_loss": Case(
+        bind("cpl_loss", discount=0.9, label_smoothing=0.1),
+        (STEP_LOG_PROBS, STEP_LOG_PROBS, STEP_MASK, STEP_MASK),
+    ),
+    "cpl_dense_loss": Case(
+        bind("cpl_dense_loss", discount=0.9),
+        (("log_prob", (SEGMENTS, STEPS)), ("mask", (SEGMENTS, STEPS)), ("real", (SEGMENTS,))),
+        (2,),
+    ),
+    "segment_scores": Case(bind("segment_scores"), (STEP_LOG_PROBS, STEP_MASK)),
+    "bradley_terry_loss": Case(bind("bradley_terry_loss", margin=0.5, label_smoothing=0.1), PAIR),
+    "implicit_rewards": Case(bind("implicit_rewards", beta=0.3), (REAL,)),
+    "preference_margin": Case(bind("preference_margin", beta=0.3), PAIR),
+    "preference_accuracy": Case(bind("preference_accuracy"), PAIR, (0, 1)),
+    **{
+        f"kl_estimate:{name}": Case(bind("kl_estimate", estimator=name), (LOG_PROB, LOG_PROB))
+        for name in ("k1", "k2", "k3")
+    },
+    "sequence_log_probs": Case(bind("sequence_log_probs"), (STEP_LOG_PROBS, STEP_MASK)),
+    "sequence_log_probs:mean": Case(
+        bind("sequence_log_probs", normalise=True), (STEP_LOG_PROBS, STEP_MASK)
+    ),
+    "token_log_probs": Case(
+        bind("token_log_probs"), (("real", (STEPS, VOCABULARY)), ("token", (STEPS,)))
+    ),
+    "chunked_token_log_probs": Case(
+        bind("chunked_token_log_probs", chunk_size=3, softcap=2.0), HEAD
+    ),
+}
