@@ -90,8 +90,7 @@ def adan(
 
     Returns:
       The transformation; `update` needs the parameters where `weight_decay` is not 0. Averages are
-      kept in float32 for parameters of lower precision. Under `optax.inject_hyperparams`, give
-      `static_args=("proximal",)`.
+      kept in float32 for parameters of lower precision.
 
     Raises:
       ValueError: a rate is outside [0, 1), or `update` lacks parameters that it needs.

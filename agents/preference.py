@@ -209,12 +209,12 @@ def init(
       batch.
     """
     del example_batch
-    params = updates.copy_tree(init_params(key) if params is None else params)
+    start: Params = init_params(key) if params is None else updates.copy_tree(params)
     if live_reference:
-        reference = updates.copy_tree(params if reference_params is None else reference_params)
+        reference = updates.copy_tree(start if reference_params is None else reference_params)
     else:
         reference = ()
-    return State(params, reference, optimizer.init(params), jnp.zeros((), jnp.int32))
+    return State(start, reference, optimizer.init(start), jnp.zeros((), jnp.int32))
 
 
 def update(

@@ -51,8 +51,8 @@ def init(
       The first state.
     """
     del example_batch
-    params = updates.copy_tree(init_params(key) if params is None else params)
-    return State(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+    start: Params = init_params(key) if params is None else updates.copy_tree(params)
+    return State(start, optimizer.init(start), jnp.zeros((), jnp.int32))
 
 
 def update(

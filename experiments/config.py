@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import pkgutil
+import re
 import sys
 import types
 import typing
@@ -108,8 +109,7 @@ def load(binary: str, specification: str) -> ml_collections.ConfigDict:
         options = config_names(binary)
         raise errors.UserError(
             f"--config={specification} names no config of {binary}.{did_you_mean(name, options)} "
-            f"There are: "
-            f"{', '.join(options)}; or give a path to a .py file."
+            f"There are: {', '.join(options)}; or give a path to a .py file."
         )
     try:
         return module.get_config(variant) if variant else module.get_config()
@@ -154,10 +154,13 @@ class _Parser(flags.ArgumentParser):
             if not text.startswith(("--config.", "-config.")):
                 continue
             key = text.split("=", 1)[0].split(".", 1)[1]
-            if key not in known:
+            # One element of a tuple is named by its place: loss.betas[0].
+            if re.sub(r"\[\d+\]$", "", key) not in known:
+                group = key.split(".", 1)[0] + "."
+                siblings = [name for name in known if name.startswith(group)] or known
                 raise errors.UserError(
                     f"--config.{key} is no key of the config {argument}.{did_you_mean(key, known)} "
-                    f"The keys are: {', '.join(known)}."
+                    f"There are: {', '.join(siblings)}."
                 )
         return config.lock()
 
@@ -195,8 +198,7 @@ class RunFlags:
         if self._config.value is None:
             raise errors.UserError(
                 f"--config is required: one of {', '.join(config_names(self._binary))}, with "
-                f":VARIANT or "
-                "without, or a path to a .py file."
+                "or without :VARIANT, or a path to a .py file."
             )
         if not self._workdir.value:
             raise errors.UserError("--workdir is required: the folder that the run writes to.")
@@ -261,7 +263,10 @@ def save_run_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) ->
     path = workdir / "config.json"
     mine = json.loads(json.dumps(config.to_dict()))
     if path.exists():
-        theirs = json.loads(path.read_text())
+        try:
+            theirs = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise errors.UserError(f"{path} is no config of a run: {error}.") from error
         old, new = _flatten(theirs), _flatten(mine)
         differing = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
         if differing:
@@ -270,15 +275,15 @@ def save_run_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) ->
             )
             raise errors.UserError(
                 f"{workdir} holds another run, with other values of {shown}. Give another "
-                f"--workdir, or the "
-                "same config to resume."
+                "--workdir, or the same config to resume."
             )
         return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise errors.UserError(f"--workdir={workdir} cannot be made: {error}.") from error
-    partial = path.with_suffix(".partial")
+    # Every process of a run writes the same file; none may move another's away.
+    partial = path.with_suffix(f".{os.getpid()}.partial")
     partial.write_text(json.dumps(mine, indent=2) + "\n")
     partial.replace(path)
 

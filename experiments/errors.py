@@ -24,7 +24,8 @@ def run(main: Callable[[Sequence[str]], int | None]) -> None:
         except UserError as error:
             _report(error)
         except flags.Error as error:
-            _report(UserError(f"{error} (--help lists the flags.)"))
+            hint = "--config=NAME comes before its overrides; " if "config." in str(error) else ""
+            _report(UserError(f"{error} ({hint}--help lists the flags.)"))
 
     def reported(argv: Sequence[str]) -> int | None:
         try:

@@ -185,8 +185,7 @@ def _check(config: OptimizerConfig, num_steps: int) -> None:
         ("schedule", config.schedule, SCHEDULES),
     ):
         if value not in known:
-            nearest = config_lib.nearest(value, known)
-            hint = f" Did you mean {nearest!r}?" if nearest else ""
+            hint = config_lib.did_you_mean(value, known)
             raise errors.UserError(
                 f"config.optimizer.{key} is {value!r}, which is unknown.{hint} There are: "
                 f"{', '.join(known)}."

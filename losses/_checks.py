@@ -128,7 +128,9 @@ def positive(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be positive, got {value}.")
 
 
-def in_range(name: str, value: Any, low: float, high: float, *, closed: bool = True) -> None:
+def in_range(
+    name: str, value: Any, low: int | float, high: int | float, *, closed: bool = True
+) -> None:
     """Refuses a hyper-parameter outside [low, high], or [low, high) if not `closed`.
 
     Args:

@@ -99,14 +99,13 @@ def _vary_alike(tree: Any) -> Any:
     Outside shard_map nothing varies and nothing is done. Done out here, where differentiation sees
     it, a replicated unembedding gets the sum of its gradients over the axes.
     """
-    leaves, structure = jax.tree.flatten(tree)
-    axes = frozenset[str]().union(*map(_varying_axes, leaves))
-    return structure.unflatten(
-        jax.lax.pcast(leaf, tuple(missing), to="varying")
-        if (missing := axes - _varying_axes(leaf))
-        else leaf
-        for leaf in leaves
-    )
+    axes = frozenset[str]().union(*map(_varying_axes, jax.tree.leaves(tree)))
+
+    def vary(leaf: Array) -> Array:
+        missing = tuple(axes - _varying_axes(leaf))
+        return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+    return jax.tree.map(vary, tree)
 
 
 def _varying_axes(array: Array) -> frozenset[str]:

@@ -62,7 +62,7 @@ class TransformerConfig:
         for name in ("rope_theta", "norm_epsilon", "logit_softcap"):
             value = getattr(self, name)
             absent = value is None and name == "logit_softcap"
-            if not absent and not (isinstance(value, numbers.Real) and value > 0):
+            if not absent and not (isinstance(value, int | float) and value > 0):
                 raise ValueError(f"{name} must be a positive number, got {value!r}.")
         if self.compute_dtype not in ("float32", "bfloat16"):
             raise ValueError(

@@ -26,7 +26,7 @@ def get_config() -> ml_collections.ConfigDict:
                 "name": "adan",  # adan, adamw, adam, sgd, lion.
                 "learning_rate": 1e-3,
                 "schedule": "cosine",  # constant, linear, cosine.
-                "warmup_steps": 10,
+                "warmup_steps": 50,
                 "end_fraction": 0.1,  # Last learning rate over the peak.
                 "weight_decay": 0.0,  # Decoupled; never on norms and biases.
                 "max_grad_norm": 1.0,  # Global norm; 0: no clipping.
@@ -44,7 +44,7 @@ def get_config() -> ml_collections.ConfigDict:
                 "max_length": 16,  # Tokens of prompt and completion together.
                 "bucket_lengths": (16,),  # Rows are padded to one of these.
                 "held_out_fraction": 0.1,  # Of prompts (jsonl); hh has its own test split.
-                "num_pairs": 4096,  # gold_bench only.
+                "num_pairs": 8192,  # gold_bench only.
                 "num_held_out_pairs": 1024,  # gold_bench only.
                 "num_evaluation_prompts": 32,  # gold_bench only: prompts of the exact evaluation.
             },
@@ -58,7 +58,7 @@ def get_config() -> ml_collections.ConfigDict:
                 "warm_start_steps": 400,
                 "warm_start_learning_rate": 3e-3,
                 "warm_start_on": "both",  # Imitate the chosen completions, or both of a pair.
-                "num_steps": 400,  # Of each loss.
+                "num_steps": 500,  # Of each loss.
                 "batch_size": 64,  # Pairs, over all devices.
                 "live_reference": False,  # True evaluates the reference at every step.
                 "log_every": 20,

@@ -106,8 +106,7 @@ def test_works_inside_a_scan_with_a_fixed_shape():
 
 def test_cache_of_bfloat16_is_near_the_full_pass():
     config = dataclasses.replace(CONFIG, compute_dtype="bfloat16")
-    params = jax.jit(networks.init, static_argnums=0)(config, jax.random.key(0))
-    tokens = make_tokens()
+    params, tokens = make_params(config), make_tokens()
     positions = jnp.broadcast_to(jnp.arange(LENGTH), tokens.shape)
     logits, cache = decode(config, params, tokens, positions, BLOCKS["tokens"])
     expected = apply(config, params, tokens)
