@@ -86,7 +86,7 @@ def check(config: AlignConfig) -> None:
       config: the run.
 
     Raises:
-      UserError: a count is below 1, or losses and betas do not pair up.
+      UserError: a count is below 1, a number out of range, or losses and betas do not pair up.
     """
     for group, keys in (
         (config.train, ("warm_start_steps", "num_steps", "batch_size", "log_every")),
@@ -101,8 +101,12 @@ def check(config: AlignConfig) -> None:
     if not names or len(names) != len(betas) or len(set(names)) != len(names):
         raise errors.UserError(
             f"config.loss.betas must hold one value for each of config.loss.names, which are "
-            f"distinct; got "
-            f"{len(betas)} betas for {list(names)}."
+            f"distinct; got {len(betas)} betas for {list(names)}."
+        )
+    if not 0 <= config.loss.label_smoothing < 0.5:
+        raise errors.UserError(
+            "config.loss.label_smoothing must be at least 0 and below 0.5, got "
+            f"{config.loss.label_smoothing}."
         )
     if config.seed < 0:
         raise errors.UserError(f"config.seed must be at least 0, got {config.seed}.")

@@ -4,11 +4,13 @@ import dataclasses
 import functools
 import pathlib
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
 
 from bellmax.agents import Params, language, networks, preference, supervised
@@ -80,6 +82,15 @@ class Run(NamedTuple):
             keep_checkpoints=train.keep_checkpoints,
         )
 
+    def optimizer(self, num_steps: int, learning_rate: float) -> optax.GradientTransformation:
+        """Returns the optimiser of a stage; its warm-up is no longer than the stage."""
+        keys = self.config.optimizer
+        warmup_steps = min(keys.warmup_steps, num_steps)
+        return optimizers.make_optimizer(
+            dataclasses.replace(keys, learning_rate=learning_rate, warmup_steps=warmup_steps),
+            num_steps,
+        )
+
     def key(self, stage: str) -> jax.Array:
         """Returns a stage's root key, by its name: a loss trains alike alone and among others."""
         return jax.random.fold_in(jax.random.key(self.config.seed), zlib.crc32(stage.encode()))
@@ -99,8 +110,7 @@ def prepare(config: align_config.AlignConfig, workdir: pathlib.Path) -> Run:
       UserError: data or config are wrong.
     """
     align_config.check(config)
-    for name, beta in zip(config.loss.names, config.loss.betas, strict=True):
-        preference_losses.make_pair_loss(name, _loss_options(config, beta))
+    _check_early(config)
     devices = mesh.make_mesh(
         data=config.train.mesh_data, fsdp=config.train.mesh_fsdp, tensor=config.train.mesh_tensor
     )
@@ -128,10 +138,47 @@ def prepare(config: align_config.AlignConfig, workdir: pathlib.Path) -> Run:
         return run._replace(held_out=pipeline.evaluation_batches(data.held_out, **run.batching))
 
 
+def _check_early(config: align_config.AlignConfig) -> None:
+    """Finds in a second what would else be found after the warm start."""
+    train = config.train
+    if train.warm_start_on not in supervised_data.SIDES:
+        options = list(supervised_data.SIDES)
+        raise errors.UserError(
+            f"config.train.warm_start_on must be one of {options}, got {train.warm_start_on!r}."
+            f"{config_lib.did_you_mean(train.warm_start_on, options)}"
+        )
+    _warm_start_optimizer(config)
+    optimizers.make_optimizer(config.optimizer, train.num_steps)
+    pair = preference.PairLogProbs(*[jnp.ones(1)] * len(preference.PairLogProbs._fields))
+    for name, beta in zip(config.loss.names, config.loss.betas, strict=True):
+        with config_lib.user_errors("config.loss"):
+            jax.eval_shape(
+                preference_losses.make_pair_loss(name, _loss_options(config, beta)), pair
+            )
+
+
+def _warm_start_optimizer(config: align_config.AlignConfig) -> optax.GradientTransformation:
+    train = config.train
+    if train.warm_start_learning_rate <= 0:
+        raise errors.UserError(
+            "config.train.warm_start_learning_rate must be positive, got "
+            f"{train.warm_start_learning_rate}."
+        )
+    return optimizers.make_optimizer(
+        dataclasses.replace(config.optimizer, learning_rate=train.warm_start_learning_rate),
+        train.warm_start_steps,
+    )
+
+
 def _loss_options(config: align_config.AlignConfig, beta: float) -> preference_losses.LossOptions:
     return preference_losses.LossOptions(
         beta=beta, label_smoothing=config.loss.label_smoothing, sft_weight=config.loss.sft_weight
     )
+
+
+def _compiled_init(network: networks.TransformerConfig) -> Callable[[jax.Array], Params]:
+    # One program instead of one for each kind of array.
+    return jax.jit(functools.partial(networks.init, network))
 
 
 def warm_start(run: Run) -> Params:
@@ -147,19 +194,10 @@ def warm_start(run: Run) -> Params:
       UserError: a key is wrong, or training has diverged.
     """
     config, train = run.config, run.config.train
-    if train.warm_start_on not in supervised_data.SIDES:
-        options = list(supervised_data.SIDES)
-        raise errors.UserError(
-            f"config.train.warm_start_on must be one of {options}, got {train.warm_start_on!r}."
-        )
-    optimizer = optimizers.make_optimizer(
-        dataclasses.replace(config.optimizer, learning_rate=train.warm_start_learning_rate),
-        train.warm_start_steps,
-    )
     agent = supervised.make(
         run.model,
-        optimizer,
-        init_params=functools.partial(networks.init, run.network),
+        run.optimizer(train.warm_start_steps, train.warm_start_learning_rate),
+        init_params=_compiled_init(run.network),
         chunk_size=run.chunk_size,
     )
     key = run.key(_WARM_START)
@@ -213,9 +251,9 @@ def optimise(run: Run, name: str, beta: float, reference: Params, cached: Any) -
     train = run.config.train
     agent = preference.make(
         run.model,
-        optimizers.make_optimizer(run.config.optimizer, train.num_steps),
+        run.optimizer(train.num_steps, run.config.optimizer.learning_rate),
         loss_fn=preference_losses.make_pair_loss(name, _loss_options(run.config, beta)),
-        init_params=functools.partial(networks.init, run.network),
+        init_params=_compiled_init(run.network),
         live_reference=train.live_reference,
         reward_scale=beta,
         chunk_size=run.chunk_size,
@@ -266,11 +304,20 @@ def cached_reference(run: Run, reference: Params) -> pipeline.ReferenceLogProbs:
     Returns:
       Log-probabilities of chosen and of rejected completions, nats, by row; later calls read the
       workdir.
+
+    Raises:
+      UserError: the workdir holds those of another number of pairs.
     """
     path = run.workdir / "reference_log_probs.npz"
     if path.exists():
-        stored = np.load(path)
-        return stored["chosen"], stored["rejected"]
+        with np.load(path) as stored:
+            chosen, rejected = stored["chosen"], stored["rejected"]
+        if len(chosen) != len(run.data.train):
+            raise errors.UserError(
+                f"{path} holds {len(chosen)} pairs and the data {len(run.data.train)}: the data "
+                "file has changed since this run began. Give another --workdir."
+            )
+        return chosen, rejected
     chosen, rejected = evaluation.reference_log_probs(
         run.model,
         reference,

@@ -4,6 +4,7 @@ import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from bellmax.experiments import errors
@@ -23,7 +24,10 @@ class Checkpointer:
     def __init__(self, directory: pathlib.Path, *, keep: int):
         self._directory = pathlib.Path(directory).absolute()
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        self._manager = ocp.CheckpointManager(self._directory, options=options)
+        handlers = {"state": ocp.StandardCheckpointHandler(), "data": ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(
+            self._directory, options=options, item_handlers=handlers
+        )
 
     def latest_step(self) -> int | None:
         """Returns the step of the last whole checkpoint, or None."""
@@ -59,6 +63,7 @@ class Checkpointer:
         Raises:
           UserError: the checkpoint is of another network, optimiser or run.
         """
+        self._check_fits(step, like)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore()
@@ -67,12 +72,31 @@ class Checkpointer:
             restored = self._manager.restore(step, args=args)
         except (ValueError, KeyError, TypeError) as error:
             reason = str(error).strip().split("\n", 1)[0][:300]
-            raise errors.UserError(
-                f"The checkpoint of step {step} in {self._directory} does not fit this run's "
-                f"state: it is of "
-                f"another run, network or optimiser ({reason}). Give another --workdir."
-            ) from error
+            raise self._misfit(step, reason) from error
         return restored["state"], restored["data"]
+
+    def _check_fits(self, step: int, like: Any) -> None:
+        # Before Orbax reads anything: its own errors leave threads that complain at the exit.
+        stored, expected = (
+            {
+                jax.tree_util.keystr(path, simple=True, separator="/"): tuple(np.shape(leaf))
+                for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+            }
+            for tree in (self._manager.item_metadata(step)["state"], like)
+        )
+        for name in sorted(stored.keys() | expected.keys()):
+            if stored.get(name) != expected.get(name):
+                there, here = (
+                    f"has shape {shapes[name]}" if name in shapes else "is missing"
+                    for shapes in (stored, expected)
+                )
+                raise self._misfit(step, f"{name} {there} there and {here} in this run")
+
+    def _misfit(self, step: int, reason: str) -> errors.UserError:
+        return errors.UserError(
+            f"The checkpoint of step {step} in {self._directory} does not fit this run's state: it "
+            f"is of another run, network or optimiser ({reason}). Give another --workdir."
+        )
 
     def wait(self) -> None:
         """Waits for saves under way."""

@@ -251,7 +251,8 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
 def save_run_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
     """Writes the config into the folder of a run, or checks that it is the one there.
 
-    A folder belongs to one config: resuming under another would mix two runs.
+    A folder belongs to one config once training has begun in it (`checkpoints` is there): resuming
+    under another would mix two runs. A run that its data or config stopped before leaves no claim.
 
     Args:
       workdir: the folder; made if it is missing.
@@ -262,7 +263,7 @@ def save_run_config(workdir: pathlib.Path, config: ml_collections.ConfigDict) ->
     """
     path = workdir / "config.json"
     mine = json.loads(json.dumps(config.to_dict()))
-    if path.exists():
+    if path.exists() and (workdir / "checkpoints").exists():
         try:
             theirs = json.loads(path.read_text())
         except (OSError, ValueError) as error:

@@ -74,8 +74,8 @@ class PairScore(NamedTuple):
       token_log_prob_accuracy: the same with log-probabilities averaged over tokens.
       nll_per_token: negative log-likelihood of chosen completions, nats a token.
       kl_per_completion: KL(policy, reference) of next-token laws, summed over the tokens of
-        completions of the
-        data: exact at each prefix, and along the data's prefixes, not the policy's. Nats.
+        completions of the data: exact at each prefix, and along the data's prefixes,
+        not the policy's. Nats.
     """
 
     accuracy: float

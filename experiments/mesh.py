@@ -32,11 +32,40 @@ TRANSFORMER_RULES: Rules = (
 def initialize_distributed() -> None:
     """Joins the other processes where the environment says that there are some; else does nothing.
 
-    Slurm, Open MPI and Cloud TPU are recognised by JAX itself once `JAX_COORDINATOR_ADDRESS` or
-    `BELLMAX_DISTRIBUTED=1` asks for it.
+    Two ways to say so, the same for every binary:
+
+    - `BELLMAX_DISTRIBUTED=1` under Slurm, Open MPI, Kubernetes or on Cloud TPU, where JAX finds
+      out the rest by itself;
+    - `JAX_COORDINATOR_ADDRESS=HOST:PORT` of process 0, with `JAX_NUM_PROCESSES` and
+      `JAX_PROCESS_ID` (from 0), anywhere. JAX itself reads the first of them only, so without the
+      other two it must find a cluster of the kinds above.
+
+    Raises:
+      UserError: the variables contradict each other, or do not say enough.
     """
-    if os.environ.get("BELLMAX_DISTRIBUTED") == "1" or "JAX_COORDINATOR_ADDRESS" in os.environ:
-        jax.distributed.initialize()
+    environment = os.environ
+    numbers: dict[str, int] = {}
+    for variable in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+        text = environment.get(variable)
+        if text is not None and not text.isdecimal():
+            raise errors.UserError(f"{variable} must be a whole number, got {text!r}.")
+        if text is not None:
+            numbers[variable] = int(text)
+    if environment.get("BELLMAX_DISTRIBUTED") != "1" and (
+        "JAX_COORDINATOR_ADDRESS" not in environment
+    ):
+        return
+    try:
+        jax.distributed.initialize(
+            num_processes=numbers.get("JAX_NUM_PROCESSES"),
+            process_id=numbers.get("JAX_PROCESS_ID"),
+        )
+    except ValueError as error:
+        raise errors.UserError(
+            f"The processes cannot be joined: {error} Set JAX_COORDINATOR_ADDRESS=HOST:PORT, "
+            "JAX_NUM_PROCESSES and JAX_PROCESS_ID, or start under a scheduler that JAX knows with "
+            "BELLMAX_DISTRIBUTED=1."
+        ) from error
 
 
 def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
@@ -60,8 +89,7 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     if min(sizes) < 1 or int(np.prod(sizes)) != count:
         raise errors.UserError(
             f"The mesh data={data}, fsdp={fsdp}, tensor={tensor} does not fit {count} devices: "
-            f"sizes must multiply "
-            "to their number, and at most one may be -1, for the rest."
+            "sizes must multiply to their number, and at most one may be -1, for the rest."
         )
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
 
@@ -81,6 +109,8 @@ def path_name(path: Sequence[Any]) -> str:
 def _specification(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules) -> PartitionSpec:
     for pattern, specification in rules:
         if re.search(pattern, path):
+            if len(shape) < len(specification):
+                continue  # A summary of the parameter, such as a factored average.
             # A scanned layer has a leading axis that the rule does not know.
             axes = (None,) * (len(shape) - len(specification)) + tuple(specification)
             fitting = (
@@ -145,8 +175,7 @@ def place_batch(mesh: Mesh, batch: Any) -> Any:
         if leaf.shape[0] * jax.process_count() % share:
             raise errors.UserError(
                 f"config.train.batch_size must be a multiple of the {share} devices that rows are "
-                f"spread over, "
-                f"got {leaf.shape[0] * jax.process_count()}."
+                f"spread over, got {leaf.shape[0] * jax.process_count()}."
             )
     return jax.tree.map(
         lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), batch

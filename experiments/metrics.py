@@ -106,12 +106,16 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
       workdir: folder of the run.
 
     Returns:
-      Its rows in order; non-finite numbers are floats again.
+      Its rows in order; non-finite numbers are floats again, and a line that a killed run cut
+      short is left out.
     """
     special = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
     rows = []
     for line in (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines():
-        row = json.loads(line)
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
         rows.append({k: special.get(v, v) if isinstance(v, str) else v for k, v in row.items()})
     return rows
 

@@ -82,7 +82,7 @@ def save_figure(path: pathlib.Path, panels: Sequence[Panel], *, columns: int = 2
         _draw(figure.add_subplot(rows, columns, place), panel)
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=90)
 
 
 def _draw(axes: Axes, panel: Panel) -> None:

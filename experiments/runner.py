@@ -24,6 +24,8 @@ from bellmax.experiments.metrics import MetricsWriter
 # Forced host devices deadlock when many steps with collectives are under way: wait this often at
 # least.
 _MOST_STEPS_UNDER_WAY = 16
+# So many steps without an update, or as many as make a row, and training has ended by itself.
+_MOST_SKIPPED_IN_A_ROW = 5
 _SECONDS_BETWEEN_PLAIN_LINES = 10.0
 
 
@@ -99,9 +101,10 @@ def run_stage(
     checkpointer = Checkpointer(workdir / "checkpoints" / name, keep=schedule.keep_checkpoints)
     state = mesh_lib.place_state(mesh, state)
     start = checkpointer.latest_step()
+    position: dict[str, Any] = {"window": [], "skipped": 0.0, "skipped_in_a_row": 0}
     if start is not None:
         state, position = checkpointer.restore(start, state)
-        batches.set_state(position)
+        batches.set_state(position["batches"])
     if start is not None and start >= schedule.num_steps:
         checkpointer.close()
         _say(f"{name}: finished before, restored from step {start}.")
@@ -112,7 +115,7 @@ def run_stage(
     loop = _Loop(name, state, train_step, batches, schedule, run_key, mesh, writer, checkpointer)
     try:
         with _Interruptions() as interruptions, _Progress(name, schedule.num_steps) as progress:
-            loop.run(start, evaluate, interruptions, progress)
+            loop.run(start, position, evaluate, interruptions, progress)
     finally:
         checkpointer.close()
         writer.close()
@@ -133,63 +136,79 @@ class _Loop:
 
         self._step = jax.jit(keyed_step, donate_argnums=0, out_shardings=(shardings, None))
 
-    def run(self, start, evaluate, interruptions, progress):
+    def run(self, start, position, evaluate, interruptions, progress):
+        window: list[Metrics] = list(position["window"])
+        self._skipped = position["skipped"]
+        self._skipped_in_a_row = position["skipped_in_a_row"]
         schedule = self._schedule
         first = 0 if start is None else start
         if start is None and evaluate is not None:
             self._writer.write(0, evaluate(self.state, 0))
-        window: list[Metrics] = []
         progress.at(first, None)
         for step in range(first + 1, schedule.num_steps + 1):
             batch = mesh_lib.place_batch(self._mesh, next(self._batches))
             self.state, metrics = self._step(self.state, batch, self._run_key)
             window.append(metrics)
             last = step == schedule.num_steps
+            logs = step % schedule.log_every == 0 or last
             if len(window) % _MOST_STEPS_UNDER_WAY == 0:
                 jax.block_until_ready(metrics)
-            if step % schedule.log_every == 0 or last:
-                row = self._average(window, step)
+            if logs:
+                self._log(window, step, progress)
                 window = []
-                self._writer.write(step, row)
-                progress.at(step, row["loss"])
             else:
                 progress.at(step, None)
             if evaluate is not None and (step % schedule.evaluate_every == 0 or last):
                 self._writer.write(step, evaluate(self.state, step))
-            if step % schedule.checkpoint_every == 0 or last or interruptions.asked:
-                self._save(step)
-            if interruptions.asked:
+            stop = interruptions.agreed(logs)
+            if step % schedule.checkpoint_every == 0 or last or stop:
+                self._save(step, window)
+            if stop:
                 self._saver.wait()
                 raise errors.UserError(
                     f"{self._name}: stopped at step {step}, which is saved; the same command goes "
-                    f"on from there."
+                    "on from there."
                 )
 
-    def _save(self, step: int) -> None:
-        position = self._batches.get_state()
+    def _save(self, step: int, window: list[Metrics]) -> None:
+        # What the next row needs as well, so that a resumed run writes the rows of one that was not
+        # stopped.
+        position = {
+            "batches": self._batches.get_state(),
+            "window": [{k: float(v) for k, v in m.items()} for m in jax.device_get(window)],
+            "skipped": self._skipped,
+            "skipped_in_a_row": self._skipped_in_a_row,
+        }
         self._saver.save(step, self.state, position)
 
-    def _average(self, window: list[Metrics], step: int) -> dict[str, float]:
+    def _log(self, window: list[Metrics], step: int, progress: "_Progress") -> None:
         fetched = jax.device_get(window)
-        row = {key: float(np.mean([m[key] for m in fetched])) for key in fetched[0]}
-        skipped = [float(m.get("updates/skipped", 0.0)) for m in fetched]
-        # A count, not a rate: its mean over a window would mean nothing.
+        row = {key: float(np.mean([float(m[key]) for m in fetched])) for key in fetched[0]}
         if "updates/skipped" in row:
-            row["updates/skipped"] = skipped[-1]
-        losses = [float(m["loss"]) for m in fetched]
-        guarded = len(skipped) > 1 and skipped[-1] > skipped[0]
-        whole_window_bad = not np.isfinite(losses).any()
-        if whole_window_bad or (not np.isfinite(losses[-1]) and not guarded and skipped[-1] == 0):
-            saved = self._saver.latest_step()
-            kept = (
-                "there is no checkpoint yet" if saved is None else f"the last checkpoint is {saved}"
+            # A count, not a rate: its mean over a window would mean nothing.
+            row["updates/skipped"] = float(fetched[-1]["updates/skipped"])
+        self._writer.write(step, row)
+        progress.at(step, row["loss"])
+        for metrics in fetched:
+            count = float(metrics.get("updates/skipped", 0.0))
+            self._skipped_in_a_row = self._skipped_in_a_row + 1 if count > self._skipped else 0
+            self._skipped = count
+        if self._skipped_in_a_row >= max(self._schedule.log_every, _MOST_SKIPPED_IN_A_ROW):
+            raise self._diverged(
+                step, f"the last {self._skipped_in_a_row} updates were not finite and were skipped"
             )
-            raise errors.UserError(
-                f"{self._name}: the loss is {losses[-1]} at step {step}; {kept}. Lower the "
-                f"learning rate, clip "
-                "gradients, or look at the data."
-            )
-        return row
+        loss = float(fetched[-1]["loss"])
+        # A step that the optimiser left out has done no harm; any other has.
+        if not np.isfinite(loss) and not self._skipped_in_a_row:
+            raise self._diverged(step, f"the loss is {loss}")
+
+    def _diverged(self, step: int, what: str) -> errors.UserError:
+        saved = self._saver.latest_step()
+        kept = "there is no checkpoint yet" if saved is None else f"the last checkpoint is {saved}"
+        return errors.UserError(
+            f"{self._name}: {what} at step {step}; {kept}. Lower the learning rate, clip "
+            "gradients, or look at the data."
+        )
 
 
 class _Interruptions:
@@ -206,6 +225,16 @@ class _Interruptions:
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._ask)
         return self
+
+    def agreed(self, at_logging_step: bool) -> bool:
+        """Whether every process stops now: all at the same step, or a save would never end."""
+        if jax.process_count() == 1:
+            return self.asked
+        if not at_logging_step:
+            return False
+        from jax.experimental import multihost_utils
+
+        return bool(np.any(multihost_utils.process_allgather(np.asarray(self.asked))))
 
     def _ask(self, number, frame):
         del frame
@@ -268,8 +297,7 @@ class _Progress:
             left = (self._num_steps - step) / rate if rate > 0 else float("inf")
             _say(
                 f"{self._name}: step {step}/{self._num_steps}, loss {loss:.4f}, {rate:.1f} "
-                f"steps/s, "
-                f"{left:.0f} s left"
+                f"steps/s, {left:.0f} s left"
             )
 
 

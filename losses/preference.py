@@ -45,7 +45,7 @@ def gpo_loss(
 
     Raises:
       ValueError: shapes differ (broadcasting would pair every chosen with every rejected
-        completion), or `beta` is a number that is not positive.
+        completion), or a number is out of range.
       TypeError: a log-ratio is not floating point.
 
     References:
@@ -90,7 +90,7 @@ def dpo_loss(
       One loss a pair; log 2 where the ratios are equal. [...].
 
     Raises:
-      ValueError: shapes differ, or `beta` is a number that is not positive.
+      ValueError: shapes differ, or a number is out of range.
       TypeError: a log-ratio is not floating point.
 
     References:
@@ -160,7 +160,7 @@ def slic_loss(
       One loss a pair, >= 0. [...].
 
     Raises:
-      ValueError: shapes differ, or `beta` is a number that is not positive.
+      ValueError: shapes differ, or a number is out of range.
       TypeError: a log-ratio is not floating point.
 
     References:
@@ -198,8 +198,7 @@ def robust_dpo_loss(
       One loss a pair. [...].
 
     Raises:
-      ValueError: shapes differ, `beta` is a number that is not positive, or `label_smoothing` a
-        number outside [0, 1/2).
+      ValueError: shapes differ, or a number is out of range.
       TypeError: a log-ratio is not floating point.
 
     References:
@@ -241,7 +240,7 @@ def length_normalised_dpo_loss(
       One loss a pair. [...].
 
     Raises:
-      ValueError: shapes differ, or `beta` is a number that is not positive.
+      ValueError: shapes differ, or a number is out of range.
       TypeError: a log-ratio is not floating point.
 
     References:
@@ -295,7 +294,7 @@ def rpo_loss(
       One loss a pair. [...].
 
     Raises:
-      ValueError: shapes differ, or `beta` is a number that is not positive.
+      ValueError: shapes differ, or a number is out of range.
       TypeError: an array is not floating point.
 
     References:

@@ -26,7 +26,7 @@ def get_config() -> ml_collections.ConfigDict:
                 "name": "adan",  # adan, adamw, adam, sgd, lion.
                 "learning_rate": 1e-3,
                 "schedule": "cosine",  # constant, linear, cosine.
-                "warmup_steps": 50,
+                "warmup_steps": 50,  # At most the steps of a stage.
                 "end_fraction": 0.1,  # Last learning rate over the peak.
                 "weight_decay": 0.0,  # Decoupled; never on norms and biases.
                 "max_grad_norm": 1.0,  # Global norm; 0: no clipping.

@@ -45,8 +45,8 @@ def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
                 "source": "jsonl",
                 "allow_empty_completions": True,  # The published files hold a few.
                 "tokenizer": "byte",
-                "max_length": 512,
-                "bucket_lengths": (128, 256, 512),
+                "max_length": 384,
+                "bucket_lengths": (128, 256, 384),
             },
             "loss": {
                 "names": (name,),
@@ -55,7 +55,7 @@ def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
             "train": {
                 "warm_start_on": "chosen",
                 "warm_start_steps": 300,
-                "num_steps": 200,
+                "num_steps": 150,
                 "batch_size": 16,
                 "evaluate_every": 50,
                 "checkpoint_every": 50,

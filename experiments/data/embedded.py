@@ -1,5 +1,6 @@
 """The embedded data set: preference pairs from the gold bench, as text. It needs no file."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -18,8 +19,8 @@ class EmbeddedData(NamedTuple):
     Attributes:
       bench: the tables behind the data.
       train: pairs to learn from.
-      held_out: pairs of other prompts' draws from the same law.
-      evaluation_prompts: prompts of the exact evaluation, letter ids. [M, P].
+      held_out: other draws from the same law; prompts are few, so that some are shared.
+      evaluation_prompts: prompts of the exact evaluation, drawn likewise, letter ids. [M, P].
     """
 
     bench: gold_bench.GoldBench
@@ -30,6 +31,18 @@ class EmbeddedData(NamedTuple):
 
 def _as_text(tokens: np.ndarray) -> list[str]:
     return ["".join(LETTERS[i] for i in row if i < len(LETTERS)) for row in tokens]
+
+
+@functools.partial(jax.jit, static_argnames="count")
+def _draw(
+    keys: Array, bench: gold_bench.GoldBench, count: int
+) -> tuple[Array, Array, Array, Array]:
+    """Draws prompts, two completions each, and whether the first one wins."""
+    prompts = gold_bench.sample_prompts(keys[0], bench, count)
+    drawn = [gold_bench.sample_completions(k, bench, prompts) for k in keys[1:3]]
+    rewards = [gold_bench.gold_reward(bench, prompts, *completion) for completion in drawn]
+    first_wins = jax.random.bernoulli(keys[3], gold_bench.preference_probs(*rewards))
+    return prompts, drawn[0][0], drawn[1][0], first_wins
 
 
 def draw_pairs(key: Array, bench: gold_bench.GoldBench, num_pairs: int) -> list[PreferenceRecord]:
@@ -47,13 +60,10 @@ def draw_pairs(key: Array, bench: gold_bench.GoldBench, num_pairs: int) -> list[
     """
     records: list[PreferenceRecord] = []
     while len(records) < num_pairs:
-        key, *keys = jax.random.split(key, 5)
-        prompts = gold_bench.sample_prompts(keys[0], bench, 2 * num_pairs)
-        drawn = [gold_bench.sample_completions(k, bench, prompts) for k in keys[1:3]]
-        rewards = [gold_bench.gold_reward(bench, prompts, *completion) for completion in drawn]
-        first_wins = jax.random.bernoulli(keys[3], gold_bench.preference_probs(*rewards))
-        texts = [_as_text(np.asarray(tokens)) for tokens, _ in drawn]
-        rows = zip(_as_text(np.asarray(prompts)), *texts, np.asarray(first_wins), strict=True)
+        keys = jax.random.split(key, 5)
+        key = keys[0]
+        *tokens, first_wins = jax.device_get(_draw(keys[1:], bench, 2 * num_pairs))
+        rows = zip(*map(_as_text, tokens), first_wins, strict=True)
         records += [
             PreferenceRecord(prompt, one, two) if wins else PreferenceRecord(prompt, two, one)
             for prompt, one, two, wins in rows
@@ -83,11 +93,11 @@ def make(
     if num_pairs < 1 or num_held_out_pairs < 1 or num_evaluation_prompts < 2:
         raise ValueError(
             "num_pairs and num_held_out_pairs must be at least 1 and num_evaluation_prompts at "
-            "least "
-            f"2, got {num_pairs}, {num_held_out_pairs} and {num_evaluation_prompts}."
+            f"least 2, got {num_pairs}, {num_held_out_pairs} and {num_evaluation_prompts}."
         )
     keys = jax.random.split(jax.random.key(seed), 4)
-    bench = gold_bench.make(keys[0], num_letters=len(LETTERS))
+    # Compiled as a whole: one by one, its operations take longer to compile than the rest of a run.
+    bench = jax.jit(functools.partial(gold_bench.make, num_letters=len(LETTERS)))(keys[0])
     return EmbeddedData(
         bench=bench,
         train=draw_pairs(keys[1], bench, num_pairs),

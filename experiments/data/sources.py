@@ -118,16 +118,15 @@ def load(config: DataConfig, *, seed: int, workdir: pathlib.Path) -> PreferenceD
             if config.tokenizer != f"characters:{embedded.LETTERS}":
                 raise errors.UserError(
                     f"config.data.tokenizer must be 'characters:{embedded.LETTERS}' for the "
-                    f"gold_bench, whose "
-                    f"exact evaluation lists every completion; got {config.tokenizer!r}."
+                    f"gold_bench, whose exact evaluation lists every completion; got "
+                    f"{config.tokenizer!r}."
                 )
             pairs: Pairs = (bench.train, bench.held_out)
         elif config.source in FILE_SOURCES:
             if not config.path:
                 raise errors.UserError(
                     f"config.data.path is empty: give the file or folder with "
-                    f"--config.data.path=... "
-                    f"(source {config.source!r})."
+                    f"--config.data.path=... (source {config.source!r})."
                 )
             cache_dir = pathlib.Path(config.cache_dir or workdir / "data")
             pairs = FILE_SOURCES[config.source](config, seed, cache_dir)
@@ -140,7 +139,11 @@ def load(config: DataConfig, *, seed: int, workdir: pathlib.Path) -> PreferenceD
         train, held_out = (
             pipeline.tokenise(rows, tokenizer, max_length=config.max_length) for rows in pairs
         )
-        for encoded in (train, held_out):
+        for part, encoded in (("train on", train), ("hold out", held_out)):
+            if not len(encoded):
+                raise errors.UserError(
+                    f"config.data: no pair is left to {part}: all were empty or identical."
+                )
             pipeline.BatchPlan(encoded.lengths, batch_size=1, bucket_lengths=config.bucket_lengths)
     return PreferenceData(train, held_out, tokenizer, bench)
 
@@ -162,6 +165,5 @@ def describe(name: str, encoded: pipeline.EncodedPairs, bucket_lengths: Sequence
     return (
         f"{name}: {s.num_pairs} pairs of {s.num_records} rows ({s.num_empty} empty and "
         f"{s.num_identical + s.num_identical_after_cut} identical left out); {s.num_prompts_cut} "
-        f"prompts and "
-        f"{s.share_of_completions_cut:.1%} of completions cut; tokens a row: {buckets}"
+        f"prompts and {s.share_of_completions_cut:.1%} of completions cut; tokens a row: {buckets}"
     )

@@ -93,8 +93,10 @@ def test_vmap_over_heads_and_over_rows():
         return losses.chunked_token_log_probs(h, w, y, chunk_size=2)
 
     expected = jnp.stack([plain(hidden[i], heads[i], None, tokens[i], None) for i in range(3)])
-    np.testing.assert_allclose(jax.vmap(run)(hidden, heads, tokens), expected, rtol=1e-5)
-    slope = jax.vmap(jax.grad(lambda h, w, y: run(h, w, y).sum(), 1))(hidden, heads, tokens)
+    found = jax.jit(jax.vmap(run))(hidden, heads, tokens)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    gradient = jax.vmap(jax.grad(lambda h, w, y: run(h, w, y).sum(), 1))
+    slope = jax.jit(gradient)(hidden, heads, tokens)
     one = jax.grad(lambda w: plain(hidden[1], w, None, tokens[1], None).sum())(heads[1])
     np.testing.assert_allclose(slope[1], one, rtol=1e-4, atol=1e-5)
 
@@ -109,7 +111,7 @@ def test_masked_hidden_states_may_hold_anything(softcap, poison):
         log_probs = chunked(hidden, unembedding, bias, tokens, softcap)
         return losses.sequence_log_probs(log_probs, mask)
 
-    slopes = jax.value_and_grad(run, (0, 1, 2))
+    slopes = jax.jit(jax.value_and_grad(run, (0, 1, 2)))
     expected = slopes(hidden, unembedding, bias)
     found = slopes(jnp.where(mask[:, None] != 0, hidden, poison), unembedding, bias)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
@@ -161,7 +163,7 @@ def test_no_array_of_tokens_times_vocabulary(softcap):
 
     inputs = (hidden, unembedding, bias)
     for transform in (lambda f: f, lambda f: jax.value_and_grad(f, (0, 1, 2))):
-        assert largest(transform(total(chunked, chunk_size=16)), *inputs) == 16 * 80
+        assert largest(transform(total(chunked, chunk_size=16)), *inputs) <= 16 * 80
         # The walk would have seen it.
         assert largest(transform(total(plain)), *inputs) >= 96 * 80
 

@@ -30,7 +30,8 @@ def test_token_log_probs_gradient_is_the_residual():
     expected = np.eye(3)[tokens] - exponentials / exponentials.sum(-1, keepdims=True)
     np.testing.assert_allclose(slope, expected, atol=1e-6)
     # Forward mode and second derivatives work too: minus the covariance of the softmax.
-    hessian = jax.jacfwd(jax.jacrev(lambda x: losses.token_log_probs(x, tokens[:1])[0]))(logits[:1])
+    curvature = jax.jacfwd(jax.jacrev(lambda x: losses.token_log_probs(x, tokens[:1])[0]))
+    hessian = jax.jit(curvature)(logits[:1])
     p = exponentials[0] / exponentials[0].sum()
     np.testing.assert_allclose(hessian[0, :, 0, :], np.outer(p, p) - np.diag(p), atol=1e-6)
 
