@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -155,4 +156,6 @@ def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
         table.add_column(column, justify="right" if i else "left")
     for row in rows:
         table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()))
-    rich.console.Console().print(table)
+    # A log file has no edge at which figures would have to be cut.
+    width = None if sys.stdout.isatty() else 160
+    rich.console.Console(width=width).print(table)

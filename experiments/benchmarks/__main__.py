@@ -4,21 +4,25 @@
     python -m bellmax.experiments.benchmarks adan train_step --repeats=9 --workdir=DIR
 
 Times are medians. A figure such as `1.05 (0.98-1.2)` is a ratio over neighbouring runs: median,
-least and greatest. Without names, all comparisons run, which takes a few minutes.
+least and greatest. Without names all comparisons run, which takes a few minutes.
 """
 
+import importlib
 import os
 import pathlib
+import pkgutil
 import platform
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from absl import flags
 
-from bellmax.experiments import errors, metrics
-from bellmax.experiments.benchmarks import registry
-from bellmax.experiments.benchmarks.benchmark import Benchmark, Options, Report
+from bellmax.experiments import benchmarks, errors, metrics
+from bellmax.experiments import config as config_lib
+from bellmax.experiments.benchmarks import machine as machine_lib
+from bellmax.experiments.benchmarks import runner
 
 _FLAGS = flags.FLAGS
 
@@ -26,57 +30,83 @@ _FLAGS = flags.FLAGS
 def _define_flags() -> None:
     flags.DEFINE_bool("list", False, "List the comparisons and stop.")
     flags.DEFINE_bool("quick", False, "Small shapes: tests the code and not the machine.")
-    flags.DEFINE_integer("repeats", 7, "Runs of each candidate.", lower_bound=1)
-    flags.DEFINE_string("workdir", None, "Folder for NAME.json, with every run; none by default.")
+    flags.DEFINE_integer("repeats", 7, "Counted runs of each candidate.", lower_bound=1)
+    flags.DEFINE_string("workdir", None, "Folder for a NAME.json each; none by default.")
 
 
-def _show(benchmark: Benchmark, report: Report) -> None:
-    metrics.print_table(f"{benchmark.name}: {benchmark.description}", report.rows)
-    machine, measured = report.machine, report.measured
-    print(
-        f"machine: matmul {machine.flops_per_second(measured) / 1e9:.4g} GFLOP/s (float32, "
-        f"n = {machine.matmul_size}), copy {machine.bytes_per_second(measured) / 1e9:.4g} GB/s "
-        "(read and written, in place)"
-    )
-    for note in report.notes:
-        print(note)
-    print(flush=True)
+def _find() -> dict[str, runner.Benchmark]:
+    found = {}
+    for name in sorted(module.name for module in pkgutil.iter_modules(benchmarks.__path__)):
+        if name != "__main__":
+            module = importlib.import_module(f"{benchmarks.__name__}.{name}")
+            if hasattr(module, "BENCHMARK"):
+                found[name] = module.BENCHMARK
+    return found
 
 
-def _save(workdir: pathlib.Path, benchmark: Benchmark, report: Report, options: Options) -> None:
+def benchmark_names() -> list[str]:
+    """Returns the names of all comparisons, sorted: the modules that have a `BENCHMARK`."""
+    return list(_find())
+
+
+def load(name: str) -> runner.Benchmark:
+    """Returns a comparison.
+
+    Args:
+      name: one of `benchmark_names()`.
+
+    Returns:
+      The comparison.
+
+    Raises:
+      UserError: there is no such comparison; the nearest name is suggested.
+    """
+    known = _find()
+    if name not in known:
+        raise errors.UserError(
+            f"{name!r} is no benchmark.{config_lib.did_you_mean(name, known)} There are: "
+            f"{', '.join(known)}."
+        )
+    return known[name]
+
+
+def _save(workdir: pathlib.Path, name: str, machine: runner.Machine, rows: list[Any]) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     device = jax.devices()[0]
     value = {
-        "name": benchmark.name,
-        "description": benchmark.description,
-        "quick": options.quick,
+        "name": name,
+        "quick": _FLAGS.quick,
+        "repeats": _FLAGS.repeats,
         "device": f"{device.device_kind} ({device.platform}), {platform.machine()}",
         "cores": os.cpu_count(),
         "jax": jax.__version__,
-        "matmul_flops_per_second": report.machine.flops_per_second(report.measured),
-        "copy_bytes_per_second": report.machine.bytes_per_second(report.measured),
-        "rows": report.rows,
-        "notes": report.notes,
-        "measured": {name: one._asdict() for name, one in report.measured.items()},
+        "machine": machine._asdict(),
+        # A ratio is a list: median, least, greatest.
+        "rows": rows,
     }
-    metrics.write_json(workdir / f"{benchmark.name}.json", value)
+    metrics.write_json(workdir / f"{name}.json", value)
 
 
 def main(argv: Sequence[str]) -> None:
     """Reads the flags and runs what they name."""
-    selected = registry.select(list(argv[1:]))
+    selected = [load(name) for name in list(argv[1:]) or benchmark_names()]
     if _FLAGS.list:
-        metrics.print_table(
-            "Benchmarks", [{"name": one.name, "compares": one.description} for one in selected]
-        )
+        rows = [{"name": one.name, "compares": one.description} for one in selected]
+        metrics.print_table("Benchmarks", rows)
         return
-    options = Options(quick=_FLAGS.quick, repeats=_FLAGS.repeats)
     for benchmark in selected:
-        print(f"{benchmark.name}: {options.repeats} runs of each", file=sys.stderr, flush=True)
-        report = benchmark.run(options)
-        _show(benchmark, report)
+        print(f"{benchmark.name} ...", file=sys.stderr, flush=True)
+        # Once a comparison, since other work on the machine comes and goes.
+        machine = machine_lib.measure_machine(_FLAGS.quick, _FLAGS.repeats)
+        rows = benchmark.run(machine, _FLAGS.quick, _FLAGS.repeats)
+        metrics.print_table(f"{benchmark.name}: {benchmark.description}", rows)
+        print(
+            f"machine: float32 matmul {machine.matmul_flops / 1e9:.4g} GFLOP/s, "
+            f"copy in place {machine.copy_bytes / 1e9:.4g} GB/s\n",
+            flush=True,
+        )
         if _FLAGS.workdir is not None:
-            _save(pathlib.Path(_FLAGS.workdir), benchmark, report, options)
+            _save(pathlib.Path(_FLAGS.workdir), benchmark.name, machine, rows)
 
 
 if __name__ == "__main__":

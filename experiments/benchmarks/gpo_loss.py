@@ -5,17 +5,16 @@ go where those of the last call were, as they do inside a training step; fresh m
 more than the loss. `same traffic` reads and writes the same bytes and computes next to nothing.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from bellmax import losses
-from bellmax.experiments.benchmarks import machine as machine_lib
 from bellmax.experiments.benchmarks import runner
-from bellmax.experiments.benchmarks.benchmark import Benchmark, Options, Report, milliseconds
 
-_FLOOR = "same traffic"
+_BYTES_A_PAIR = 16
 _FUNCTIONS = (
     losses.logistic,
     losses.hinge,
@@ -26,68 +25,55 @@ _FUNCTIONS = (
 )
 
 
-def _candidate(name: str, step: Any, pairs: tuple[jax.Array, jax.Array]) -> runner.Candidate:
-    def into(outputs: tuple[jax.Array, jax.Array], *pairs: jax.Array) -> tuple[Any, jax.Array]:
+def _loss_and_gradients(convex_fn: losses.ConvexFn) -> Callable[..., Any]:
+    def mean_loss(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return jnp.mean(losses.gpo_loss(*pair, convex_fn=convex_fn, beta=0.1))
+
+    def step(outputs: tuple[jax.Array, jax.Array], pair: tuple[jax.Array, jax.Array]):
         del outputs  # Only their memory is used.
-        loss, gradients = step(*pairs)
+        loss, gradients = jax.value_and_grad(mean_loss)(pair)
         return gradients, loss
 
-    jitted = jax.jit(into, donate_argnums=0, keep_unused=True)
-    return runner.Candidate(name, jitted, (pairs, *pairs), donated=True)
+    return step
 
 
-def _mean_loss(convex_fn: losses.ConvexFn) -> Any:
-    def mean_loss(chosen: jax.Array, rejected: jax.Array) -> jax.Array:
-        return jnp.mean(losses.gpo_loss(chosen, rejected, convex_fn=convex_fn, beta=0.1))
-
-    return jax.value_and_grad(mean_loss, argnums=(0, 1))
-
-
-def _same_traffic(chosen: jax.Array, rejected: jax.Array) -> tuple[jax.Array, Any]:
-    margin = chosen - rejected
-    return margin[0], (margin, -margin)
+def _same_traffic(outputs: tuple[jax.Array, jax.Array], pair: tuple[jax.Array, jax.Array]):
+    del outputs
+    margin = pair[0] - pair[1]
+    return (margin, -margin), margin[0]
 
 
-def run(options: Options) -> Report:
-    """Measures every convex function over a million pairs.
+def run(machine: runner.Machine, quick: bool, repeats: int) -> list[dict[str, Any]]:
+    """Compares every convex function over 2^20 pairs.
 
     Args:
-      options: how to run.
+      machine: measured rates.
+      quick: fewer pairs.
+      repeats: counted runs.
 
     Returns:
-      Times, and multiples of the memory limit.
+      One row a candidate. The memory limit is the traffic at the machine's rate for arrays that no
+      cache holds; arrays that a cache does hold may be faster.
     """
-    num_pairs = 2**12 if options.quick else 2**20
-    keys = jax.random.split(jax.random.key(0))
-    pairs = (
-        10 * jax.random.normal(keys[0], (num_pairs,)),
-        10 * jax.random.normal(keys[1], (num_pairs,)),
+    num_pairs = 2**12 if quick else 2**20
+    chosen, rejected = 10 * jax.random.normal(jax.random.key(0), (2, num_pairs))
+    pair = (chosen, rejected)
+    functions = {"same traffic": _same_traffic}
+    functions |= {convex_fn.__name__: _loss_and_gradients(convex_fn) for convex_fn in _FUNCTIONS}
+    timings = runner.measure(
+        [runner.Candidate(name, f, (pair, pair), carried=True) for name, f in functions.items()],
+        repeats=repeats,
     )
-    machine = machine_lib.make(options.quick)
-    candidates = [_candidate(_FLOOR, _same_traffic, pairs)]
-    candidates += [_candidate(f.__name__, _mean_loss(f), pairs) for f in _FUNCTIONS]
-    measured = runner.measure([*candidates, *machine.candidates()], repeats=options.repeats)
-    num_bytes = 16.0 * num_pairs
-    rows = [
-        {
-            "": candidate.name,
-            "ms": milliseconds(measured[candidate.name]),
-            "ns a pair": 1e9 * measured[candidate.name].median / num_pairs,
-            "time / memory limit": machine.times_memory_limit(measured, candidate.name, num_bytes),
-            f"time / {_FLOOR}": runner.ratio(measured[candidate.name], measured[_FLOOR]),
-            "compile s": measured[candidate.name].compile_seconds,
-        }
-        for candidate in candidates
+    limit = _BYTES_A_PAIR * num_pairs / machine.copy_bytes
+    return [
+        runner.row(timing, timings[0])
+        | {"ns a pair": 1e9 * timing.median / num_pairs, "x memory limit": timing.median / limit}
+        for timing in timings
     ]
-    notes = [
-        f"memory limit: {num_bytes / 1e6:.3g} MB at the machine's copy rate; what fits in a cache "
-        "may be below it."
-    ]
-    return Report(rows, notes, measured, machine)
 
 
-BENCHMARK = Benchmark(
+BENCHMARK = runner.Benchmark(
     name="gpo_loss",
-    description="value and gradients of each convex function over 2^20 pairs",
+    description="loss and gradients of each convex function over 2^20 pairs",
     run=run,
 )

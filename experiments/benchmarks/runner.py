@@ -4,6 +4,7 @@ A ratio of two candidates is the median of the ratios of their neighbouring runs
 least and the greatest of these. Compilation is timed apart and never inside a run.
 """
 
+import dataclasses
 import math
 import statistics
 import time
@@ -14,9 +15,21 @@ import jax
 
 from bellmax.agents import updates
 
-# A run lasts at least this long: short functions are called several times in a row.
+# A run of a compiled function lasts about this long: short ones are called several times in a row.
 _SHORTEST_RUN_S = 0.02
 _MOST_CALLS = 64
+
+
+class Machine(NamedTuple):
+    """What the machine can do, measured.
+
+    Attributes:
+      matmul_flops: floating-point operations a second of a float32 product of matrices.
+      copy_bytes: bytes a second, read and written together, of a pass over memory in place.
+    """
+
+    matmul_flops: float
+    copy_bytes: float
 
 
 class Candidate(NamedTuple):
@@ -24,30 +37,33 @@ class Candidate(NamedTuple):
 
     Attributes:
       name: what the tables call it.
-      function: what `jax.jit` returned; or, for a peer, any function that returns when its work is
-        done.
+      function: a function of arrays, which `measure` jits; or a peer.
       arguments: its arguments, which stay as they are.
-      donated: whether the first argument is donated. The function then returns a tuple that begins
+      carried: whether the first argument is donated; the function then returns a tuple that begins
         with the first argument of its next call.
+      compiled: whether to jit it; False for a peer that returns when its work is done.
     """
 
     name: str
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
-    donated: bool = False
+    carried: bool = False
+    compiled: bool = True
 
 
-class Measurement(NamedTuple):
+class Timing(NamedTuple):
     """What the runs of one candidate showed.
 
     Attributes:
+      name: the candidate's.
       seconds: a call's time in each run, in the order of the runs.
-      compile_seconds: tracing and compilation, 0 for a peer.
+      compile_seconds: tracing and compilation; 0 for a peer.
       temporary_bytes: the most memory a call holds beside its arguments and results, as the
         compiler planned it; None where that is not known.
     """
 
-    seconds: tuple[float, ...]
+    name: str
+    seconds: Sequence[float]
     compile_seconds: float
     temporary_bytes: int | None
 
@@ -68,31 +84,67 @@ class Ratio(NamedTuple):
         return f"{self.median:.3g} ({self.least:.3g}-{self.greatest:.3g})"
 
 
-def ratio(numerator: Measurement, denominator: Measurement, scale: float = 1.0) -> Ratio:
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """A comparison; a module of this package that has one as `BENCHMARK` is found by its name.
+
+    Attributes:
+      name: the module's name.
+      description: what is compared, one line.
+      run: `(machine, quick, repeats) -> rows`, one row a candidate, all with the same columns;
+        `quick` asks for small shapes, whose figures say nothing.
+    """
+
+    name: str
+    description: str
+    run: Callable[[Machine, bool, int], list[dict[str, Any]]]
+
+
+def ratio(numerator: Timing, denominator: Timing) -> Ratio:
     """Compares times run by run.
 
     Args:
       numerator: measured in the same call of `measure` as the other.
       denominator: what it is compared with.
-      scale: multiplies every ratio, e.g. the ratio of two amounts of work.
 
     Returns:
       The ratio of their times; below 1 where the numerator is the faster one.
     """
     pairs = zip(numerator.seconds, denominator.seconds, strict=True)
-    ratios = [scale * first / second for first, second in pairs]
+    ratios = [first / second for first, second in pairs]
     return Ratio(statistics.median(ratios), min(ratios), max(ratios))
 
 
-def measure(candidates: Sequence[Candidate], *, repeats: int) -> dict[str, Measurement]:
+def row(timing: Timing, baseline: Timing) -> dict[str, Any]:
+    """Returns the columns that all tables begin with.
+
+    Args:
+      timing: the candidate's.
+      baseline: what its times are divided by.
+
+    Returns:
+      Median milliseconds, the ratio with its spread, temporary memory in units of 10^6 bytes, and
+      seconds of compilation.
+    """
+    size = timing.temporary_bytes
+    return {
+        "": timing.name,
+        "ms": 1e3 * timing.median,
+        f"time / {baseline.name}": ratio(timing, baseline),
+        "temporary MB": "-" if size is None else size / 1e6,
+        "compile s": timing.compile_seconds,
+    }
+
+
+def measure(candidates: Sequence[Candidate], *, repeats: int) -> list[Timing]:
     """Compiles the candidates, warms them up, and runs them in turns: A B C A B C ...
 
     Args:
       candidates: what is compared, under distinct names.
-      repeats: runs of each, at least 1.
+      repeats: counted runs of each, at least 1.
 
     Returns:
-      Measurements by name.
+      Timings in the order of the candidates.
 
     Raises:
       ValueError: names repeat, or `repeats` is below 1.
@@ -103,35 +155,45 @@ def measure(candidates: Sequence[Candidate], *, repeats: int) -> dict[str, Measu
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, got {repeats}.")
     prepared = [_Prepared(candidate) for candidate in candidates]
+    for one in prepared:
+        one.warm_up()
     seconds: list[list[float]] = [[] for _ in prepared]
     for _ in range(repeats):
         for one, times in zip(prepared, seconds, strict=True):
             times.append(one.run())
-    return {
-        name: Measurement(tuple(times), one.compile_seconds, one.temporary_bytes)
+    return [
+        Timing(name, times, one.compile_seconds, one.temporary_bytes)
         for name, one, times in zip(names, prepared, seconds, strict=True)
-    }
+    ]
 
 
 class _Prepared:
-    """A compiled and warmed candidate, with its own copy of what it donates."""
+    """A compiled candidate, with its own copy of what it donates."""
 
     def __init__(self, candidate: Candidate):
-        self._donated = candidate.donated
-        self._arguments = candidate.arguments
-        if self._donated:
-            self._arguments = (updates.copy_tree(self._arguments[0]), *self._arguments[1:])
-        self._function = candidate.function
-        self.compile_seconds, self.temporary_bytes = 0.0, None
-        lower = getattr(candidate.function, "lower", None)
-        if lower is not None:
-            start = time.perf_counter()
-            self._function = lower(*self._arguments).compile()
-            self.compile_seconds = time.perf_counter() - start
-            self.temporary_bytes = _temporary_bytes(self._function)
+        self._candidate = candidate
+        self._function, self._arguments = candidate.function, candidate.arguments
         self._calls = 1
+        self.compile_seconds, self.temporary_bytes = 0.0, None
+        if candidate.carried:
+            self._arguments = (updates.copy_tree(self._arguments[0]), *self._arguments[1:])
+        if candidate.compiled:
+            donated = (0,) if candidate.carried else ()
+            # What is carried keeps its memory even where the function only writes over it.
+            jitted = jax.jit(self._function, donate_argnums=donated, keep_unused=True)
+            start = time.perf_counter()
+            self._function = jitted.lower(*self._arguments).compile()
+            self.compile_seconds = time.perf_counter() - start
+            analysis = self._function.memory_analysis()
+            # Not every backend has one.
+            self.temporary_bytes = None if analysis is None else int(analysis.temp_size_in_bytes)
+
+    def warm_up(self) -> None:
+        """Runs once; a compiled function once more, to see how many calls make a run."""
         self.run()
-        self._calls = min(math.ceil(_SHORTEST_RUN_S / max(self.run(), 1e-9)), _MOST_CALLS)
+        if self._candidate.compiled:
+            wanted = math.ceil(_SHORTEST_RUN_S / max(self.run(), 1e-9))
+            self._calls = min(wanted, _MOST_CALLS)
 
     def run(self) -> float:
         """Calls the function a few times in a row; returns the seconds a call took."""
@@ -139,13 +201,7 @@ class _Prepared:
         start = time.perf_counter()
         for _ in range(self._calls):
             outputs = self._function(*self._arguments)
-            if self._donated:
+            if self._candidate.carried:
                 self._arguments = (outputs[0], *self._arguments[1:])
         jax.block_until_ready(outputs)
         return (time.perf_counter() - start) / self._calls
-
-
-def _temporary_bytes(compiled: Any) -> int | None:
-    analysis = compiled.memory_analysis()
-    # Not every backend has one.
-    return None if analysis is None else int(analysis.temp_size_in_bytes)

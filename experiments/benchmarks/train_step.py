@@ -100,6 +100,6 @@ def run(machine: runner.Machine, quick: bool, repeats: int) -> list[dict[str, An
 
 BENCHMARK = runner.Benchmark(
     name="train_step",
-    description="a DPO step with Adan: 8 pairs x 128 tokens, a Llama-shaped network of 4.4M parameters",
+    description="a DPO step with Adan: 8 pairs x 128 tokens, Llama shape, 4.0M parameters",
     run=run,
 )

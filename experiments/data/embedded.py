@@ -12,6 +12,9 @@ from bellmax.experiments.data.records import PreferenceRecord
 
 LETTERS = "abcde"
 
+# Compiled as a whole: one by one, its operations take longer to compile than the rest of a run.
+_make_bench = jax.jit(functools.partial(gold_bench.make, num_letters=len(LETTERS)))
+
 
 class EmbeddedData(NamedTuple):
     """Pairs of the gold bench and what is needed to evaluate exactly.
@@ -96,8 +99,7 @@ def make(
             f"least 2, got {num_pairs}, {num_held_out_pairs} and {num_evaluation_prompts}."
         )
     keys = jax.random.split(jax.random.key(seed), 4)
-    # Compiled as a whole: one by one, its operations take longer to compile than the rest of a run.
-    bench = jax.jit(functools.partial(gold_bench.make, num_letters=len(LETTERS)))(keys[0])
+    bench = _make_bench(keys[0])
     return EmbeddedData(
         bench=bench,
         train=draw_pairs(keys[1], bench, num_pairs),

@@ -53,6 +53,7 @@ def check(name, result, expected):
 
 
 def steps(update, state, batch, key):
+    metrics = {}
     for _ in range(3):
         state, metrics = update(state, batch, key)
     return jax.block_until_ready((state, metrics))

@@ -27,7 +27,7 @@ def test_every_config_and_variant_is_a_valid_run(name, variant):
 def test_there_is_a_variant_for_every_loss():
     assert set(gpo.BETAS) == set(preference_losses.CONVEX_FUNCTIONS)
     assert set(gpo.BETAS) | set(gpo.OTHERS) == set(preference_losses.PAIR_LOSSES)
-    assert config.load("align", "gpo").loss.names == tuple(gpo.BETAS)
+    assert config.load("align", "gpo").to_dict()["loss"]["names"] == tuple(gpo.BETAS)
 
 
 @pytest.mark.parametrize("name", ["gpo", "gpo_hh"])
@@ -58,5 +58,5 @@ def test_every_key_is_described_somewhere():
 
 
 def test_configs_do_not_share_state():
-    config.load("align", "gpo:hinge").model.num_layers = 99
-    assert config.load("align", "gpo:hinge").model.num_layers != 99
+    config.load("align", "gpo:hinge").update({"model": {"num_layers": 99}})
+    assert config.load("align", "gpo:hinge").to_dict()["model"]["num_layers"] != 99

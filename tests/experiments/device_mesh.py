@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 from jax.sharding import PartitionSpec
 
 from bellmax import losses
@@ -148,7 +149,9 @@ def main(workdir):
     # And a finished stage comes back sharded.
     check_rules(train(NETWORK, devices, workdir / "plain"))
     print("steps")
-    state = check_steps(dataclasses.replace(NETWORK, scan_layers=True), devices, workdir / "scanned")
+    state = check_steps(
+        dataclasses.replace(NETWORK, scan_layers=True), devices, workdir / "scanned"
+    )
     for path, spec in specs(state.params).items():
         if path == "layers/mlp/up/kernel":
             assert spec == PartitionSpec(None, "fsdp", "tensor")
@@ -156,11 +159,10 @@ def main(workdir):
     else:
         raise AssertionError("no scanned layer")
     print("scanned")
-    try:
-        mesh.place_batch(devices, jax.tree.map(lambda leaf: leaf[:6], next(Batches())))
-    except errors.UserError as error:
-        assert "config.train.batch_size must be a multiple of the 4 devices" in str(error)
-        print("refused")
+    uneven = jax.tree.map(lambda leaf: leaf[:6], next(Batches()))
+    with pytest.raises(errors.UserError, match=r"batch_size must be a multiple of the 4 devices"):
+        mesh.place_batch(devices, uneven)
+    print("refused")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,9 @@ def train(config: align_config.AlignConfig, workdir: pathlib.Path):
 
 
 def logged(workdir, stage, key):
-    return [row[key] for row in metrics.read_metrics(workdir) if row["stage"] == stage and key in row]
+    return [
+        row[key] for row in metrics.read_metrics(workdir) if row["stage"] == stage and key in row
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +39,12 @@ def embedded(tiny_config, tmp_path_factory):
         data={"num_pairs": 1024, "num_held_out_pairs": 128, "num_evaluation_prompts": 8},
         loss={"names": ("logistic", "hinge"), "betas": (0.3, 0.2)},
         train={
-            "warm_start_steps": 150,
-            "num_steps": 150,
-            "batch_size": 64,
+            "warm_start_steps": 100,
+            "num_steps": 100,
+            "batch_size": 32,
             "log_every": 25,
-            "evaluate_every": 75,
-            "checkpoint_every": 150,
+            "evaluate_every": 100,
+            "checkpoint_every": 100,
             "warm_start_learning_rate": 1e-2,
         },
     )
@@ -152,7 +154,9 @@ def test_the_reference_is_computed_once(plain, tiny_config, pairs_file, monkeypa
         train={"num_steps": 3, "batch_size": 8},
     )
     align.train(config, plain)
-    changed = dataclasses.replace(config, data=dataclasses.replace(config.data, held_out_fraction=0.6))
+    changed = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, held_out_fraction=0.6)
+    )
     with pytest.raises(Exception, match="the data file has changed"):
         align.train(changed, plain)
 
@@ -161,14 +165,16 @@ def restored_stages(workdir):
     """The last checkpoint of every stage, as arrays."""
     stages = {}
     for folder in sorted((workdir / "checkpoints").iterdir()):
-        last = max((path for path in folder.iterdir() if path.name.isdigit()), key=lambda p: int(p.name))
+        last = max(
+            (path for path in folder.iterdir() if path.name.isdigit()), key=lambda p: int(p.name)
+        )
         with ocp.StandardCheckpointer() as reader:
             stages[folder.name] = (int(last.name), jax.device_get(reader.restore(last / "state")))
     return stages
 
 
 def test_killing_a_run_changes_nothing(tmp_path, tiny_overrides):
-    """SIGTERM, then SIGKILL at a random moment, then to the end: every bit of an undisturbed run."""
+    """SIGTERM, then SIGKILL at a random moment, then to the end: the bits of an undisturbed run."""
     overrides = tiny_overrides(
         loss={"names": "('logistic','hinge')", "betas": "(0.5,0.25)"},
         train={

@@ -24,7 +24,11 @@ errors.run(main)
     ("argument", "code", "stderr"),
     [
         ("user", 2, "error: A key is wrong.\n"),
-        ("--unknown=3", 2, "error: Unknown command line flag 'unknown' (--help lists the flags.)\n"),
+        (
+            "--unknown=3",
+            2,
+            "error: Unknown command line flag 'unknown' (--help lists the flags.)\n",
+        ),
         ("interrupt", 130, ""),
         ("three", 3, ""),
         ("fine", 0, ""),

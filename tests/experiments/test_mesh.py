@@ -75,7 +75,8 @@ def test_two_processes_equal_one(tmp_path, tiny_overrides):
     # Process 0 alone talks.
     assert "processes: 2" in printed[0][1]
     assert "Held-out results" in printed[0][0]
-    assert printed[1][0] == ""
+    # The collective library announces itself everywhere.
+    assert all(line.startswith("[Gloo]") for line in printed[1][0].splitlines())
 
     alone = start("one", 8)
     _, err = alone.communicate(timeout=300)
@@ -150,9 +151,7 @@ def test_rules_go_by_the_end_of_the_path():
     }
     specs = jax.tree.map(lambda s: s.spec, mesh.state_sharding(devices, tree))
     assert specs["mean"]["layers_0"]["mlp"]["up"]["kernel"] == PartitionSpec("fsdp", "tensor")
-    assert specs["layers"]["attention"]["output"]["kernel"] == PartitionSpec(
-        None, "tensor", "fsdp"
-    )
+    assert specs["layers"]["attention"]["output"]["kernel"] == PartitionSpec(None, "tensor", "fsdp")
     for name in ("factored", "final_norm"):
         assert jax.tree.leaves(specs[name], is_leaf=lambda x: isinstance(x, PartitionSpec)) == [
             PartitionSpec()

@@ -64,7 +64,9 @@ def test_write_json_is_strict_and_whole(tmp_path):
 
 
 def test_print_table_shows_columns_and_significant_digits(capsys):
-    metrics.print_table("Results", [{"loss": "hinge", "gain": 0.123456}, {"loss": "dpo", "gain": 2}])
+    metrics.print_table(
+        "Results", [{"loss": "hinge", "gain": 0.123456}, {"loss": "dpo", "gain": 2}]
+    )
     printed = capsys.readouterr().out
     for text in ("Results", "loss", "gain", "hinge", "0.1235", "dpo"):
         assert text in printed

@@ -76,7 +76,8 @@ def run(workdir, *, batches=None, evaluate=None, step=train_step, name="stage", 
 
 def rows(workdir):
     return [
-        {k: v for k, v in row.items() if k != "wall_time_s"} for row in metrics.read_metrics(workdir)
+        {k: v for k, v in row.items() if k != "wall_time_s"}
+        for row in metrics.read_metrics(workdir)
     ]
 
 
