@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, which people with any colour vision tell apart; black last.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
+LINE_STYLES = (":", "--", "-.")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
@@ -94,8 +95,9 @@ def _draw(axes: Axes, panel: Panel) -> None:
     axes.grid(alpha=0.25)
     for spine in ("top", "right"):
         axes.spines[spine].set_visible(False)
-    for label, height in panel.horizontal_lines:
-        axes.axhline(height, color="0.5", linewidth=1, linestyle=":", label=label)
+    for place, (label, height) in enumerate(panel.horizontal_lines):
+        dashes = LINE_STYLES[place % len(LINE_STYLES)]
+        axes.axhline(height, color="0.5", linewidth=1, linestyle=dashes, label=label)
     coloured = 0
     for series in panel.series:
         if series.reference:

@@ -8,6 +8,12 @@ Papers: Tang et al., Generalized Preference Optimization, 2024, https://arxiv.or
 Command:
   python -m bellmax.experiments.align --config=gpo_hh --workdir=runs/gpo_hh \
       --config.data.path=helpful-base-test.jsonl.gz
+Cost: 16 minutes on 2 CPU cores that were busy with other work (9 minutes of CPU time).
+Expected, with the 2,354 pairs of the test split (2,126 to learn from, 222 held out): held-out
+accuracy 0.541, standard error 0.033, from seed 0 alone. That is chance within two standard errors:
+a byte-level network of 0.8 million parameters that has read two thousand completions (2.15 nats a
+byte) has not learnt what people prefer. The config shows that the path from a file to a policy
+works; for a figure that means something give it a pretrained policy and the whole data set.
 """
 
 import ml_collections

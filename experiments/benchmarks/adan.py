@@ -2,8 +2,8 @@
 
 A step reads the parameter, the gradient and four averages, and writes all but the gradient: 44
 bytes a parameter in float32. (`optax.adan` is another algorithm with the same traffic.)
-XLA's CPU compiler gives every output a loop of its own, about 20 passes over an array in all where
-11 would do: on a CPU, twice the limit is what one program of plain array operations reaches.
+XLA's CPU compiler gives every output a loop of its own and copies the old gradient: about 20 passes
+over an array where 11 would do, so that two to three times the limit is to be expected on a CPU.
 """
 
 import math

@@ -4,7 +4,6 @@ A ratio of two candidates is the median of the ratios of their neighbouring runs
 least and the greatest of these. Compilation is timed apart and never inside a run.
 """
 
-import dataclasses
 import math
 import statistics
 import time
@@ -21,7 +20,7 @@ _MOST_CALLS = 64
 
 
 class Machine(NamedTuple):
-    """What the machine can do, measured.
+    """What the machine can do, as `machine.measure_machine` found it.
 
     Attributes:
       matmul_flops: floating-point operations a second of a float32 product of matrices.
@@ -36,7 +35,7 @@ class Candidate(NamedTuple):
     """A function to time.
 
     Attributes:
-      name: what the tables call it.
+      name: what tables call it.
       function: a function of arrays, which `measure` jits; or a peer.
       arguments: its arguments, which stay as they are.
       carried: whether the first argument is donated; the function then returns a tuple that begins
@@ -58,8 +57,8 @@ class Timing(NamedTuple):
       name: the candidate's.
       seconds: a call's time in each run, in the order of the runs.
       compile_seconds: tracing and compilation; 0 for a peer.
-      temporary_bytes: the most memory a call holds beside its arguments and results, as the
-        compiler planned it; None where that is not known.
+      temporary_bytes: the most that a call holds beside arguments and results, as the compiler
+        planned it; None where that is not known.
     """
 
     name: str
@@ -84,15 +83,13 @@ class Ratio(NamedTuple):
         return f"{self.median:.3g} ({self.least:.3g}-{self.greatest:.3g})"
 
 
-@dataclasses.dataclass(frozen=True)
-class Benchmark:
+class Benchmark(NamedTuple):
     """A comparison; a module of this package that has one as `BENCHMARK` is found by its name.
 
     Attributes:
       name: the module's name.
       description: what is compared, one line.
-      run: `(machine, quick, repeats) -> rows`, one row a candidate, all with the same columns;
-        `quick` asks for small shapes, whose figures say nothing.
+      run: `(machine, quick, repeats) -> rows`, all with the same columns; `quick`: small shapes.
     """
 
     name: str
@@ -110,8 +107,7 @@ def ratio(numerator: Timing, denominator: Timing) -> Ratio:
     Returns:
       The ratio of their times; below 1 where the numerator is the faster one.
     """
-    pairs = zip(numerator.seconds, denominator.seconds, strict=True)
-    ratios = [first / second for first, second in pairs]
+    ratios = [a / b for a, b in zip(numerator.seconds, denominator.seconds, strict=True)]
     return Ratio(statistics.median(ratios), min(ratios), max(ratios))
 
 
@@ -123,8 +119,7 @@ def row(timing: Timing, baseline: Timing) -> dict[str, Any]:
       baseline: what its times are divided by.
 
     Returns:
-      Median milliseconds, the ratio with its spread, temporary memory in units of 10^6 bytes, and
-      seconds of compilation.
+      Median time, ratio with its spread, temporary memory (10^6 bytes), time of compilation.
     """
     size = timing.temporary_bytes
     return {
@@ -144,26 +139,21 @@ def measure(candidates: Sequence[Candidate], *, repeats: int) -> list[Timing]:
       repeats: counted runs of each, at least 1.
 
     Returns:
-      Timings in the order of the candidates.
+      Timings, in order.
 
     Raises:
       ValueError: names repeat, or `repeats` is below 1.
     """
     names = [candidate.name for candidate in candidates]
-    if len(set(names)) != len(names):
-        raise ValueError(f"candidates must have distinct names, got {names}.")
-    if repeats < 1:
-        raise ValueError(f"repeats must be at least 1, got {repeats}.")
+    if repeats < 1 or len(set(names)) < len(names):
+        raise ValueError(f"repeats must be at least 1 and names distinct: {repeats}, {names}.")
     prepared = [_Prepared(candidate) for candidate in candidates]
     for one in prepared:
         one.warm_up()
-    seconds: list[list[float]] = [[] for _ in prepared]
-    for _ in range(repeats):
-        for one, times in zip(prepared, seconds, strict=True):
-            times.append(one.run())
+    rounds = [[one.run() for one in prepared] for _ in range(repeats)]
     return [
-        Timing(name, times, one.compile_seconds, one.temporary_bytes)
-        for name, one, times in zip(names, prepared, seconds, strict=True)
+        Timing(name, seconds, one.compile_seconds, one.temporary_bytes)
+        for name, one, seconds in zip(names, prepared, zip(*rounds, strict=True), strict=True)
     ]
 
 
@@ -179,7 +169,7 @@ class _Prepared:
             self._arguments = (updates.copy_tree(self._arguments[0]), *self._arguments[1:])
         if candidate.compiled:
             donated = (0,) if candidate.carried else ()
-            # What is carried keeps its memory even where the function only writes over it.
+            # Unused as well: the function may only write over what is carried.
             jitted = jax.jit(self._function, donate_argnums=donated, keep_unused=True)
             start = time.perf_counter()
             self._function = jitted.lower(*self._arguments).compile()
@@ -192,8 +182,7 @@ class _Prepared:
         """Runs once; a compiled function once more, to see how many calls make a run."""
         self.run()
         if self._candidate.compiled:
-            wanted = math.ceil(_SHORTEST_RUN_S / max(self.run(), 1e-9))
-            self._calls = min(wanted, _MOST_CALLS)
+            self._calls = min(math.ceil(_SHORTEST_RUN_S / self.run()), _MOST_CALLS)
 
     def run(self) -> float:
         """Calls the function a few times in a row; returns the seconds a call took."""
@@ -203,5 +192,8 @@ class _Prepared:
             outputs = self._function(*self._arguments)
             if self._candidate.carried:
                 self._arguments = (outputs[0], *self._arguments[1:])
+            else:
+                # Calls that do not wait for each other could run side by side.
+                jax.block_until_ready(outputs)
         jax.block_until_ready(outputs)
         return (time.perf_counter() - start) / self._calls

@@ -2,13 +2,16 @@
 
 import importlib
 import json
+import runpy
+import sys
 
 import jax.numpy as jnp
 import pytest
+from absl import flags
 
 from bellmax.agents import networks
 from bellmax.experiments import errors
-from bellmax.experiments.benchmarks import runner, train_step
+from bellmax.experiments.benchmarks import machine, peers, runner, train_step
 
 main = importlib.import_module("bellmax.experiments.benchmarks.__main__")
 RATES = runner.Machine(matmul_flops=1e11, copy_bytes=1e10)
@@ -64,3 +67,76 @@ def test_every_comparison_runs_small(name):
 def test_unknown_comparison_suggests_the_nearest():
     with pytest.raises(errors.UserError, match="chunked_log_probs"):
         main.load("chunked_logprobs")
+
+
+def test_carried_memory_is_kept_where_it_is_only_written():
+    # The output takes the place of the input, which would be no argument at all were it dropped.
+    candidate = runner.Candidate("fill", lambda out, x: (x + x,), (jnp.zeros(8), jnp.ones(8)), True)
+    (timing,) = runner.measure([candidate], repeats=3)
+    assert timing.temporary_bytes == 0
+
+
+@pytest.mark.parametrize("repeats", [0, -1])
+def test_no_runs_are_refused(repeats):
+    with pytest.raises(ValueError, match="repeats"):
+        runner.measure([], repeats=repeats)
+
+
+def test_repeated_names_are_refused():
+    candidate = runner.Candidate("one", jnp.sin, (jnp.zeros(1),))
+    with pytest.raises(ValueError, match="distinct"):
+        runner.measure([candidate, candidate], repeats=1)
+
+
+def test_machine_rates_are_positive():
+    assert all(rate > 0 for rate in machine.measure_machine(True, 1))
+
+
+def test_a_missing_peer_says_how_to_install_it(capfd):
+    assert peers.import_peer("no_such_library_at_all") is None
+    assert "pip install 'bellmax[peers]'" in capfd.readouterr().err
+
+
+@pytest.fixture
+def run_benchmarks(monkeypatch, capfd):
+    """Runs the command line inside this process: exit code, standard output and error."""
+
+    def run(*arguments: str):
+        monkeypatch.setattr(sys, "argv", ["benchmarks", *arguments])
+        # runpy warns of a module that is there already.
+        monkeypatch.delitem(sys.modules, main.__name__, raising=False)
+        before = set(flags.FLAGS)
+        try:
+            with pytest.raises(SystemExit) as stopped:
+                runpy.run_module("bellmax.experiments.benchmarks", run_name="__main__")
+        finally:
+            for name in set(flags.FLAGS) - before:
+                delattr(flags.FLAGS, name)
+        return stopped.value.code or 0, *capfd.readouterr()
+
+    return run
+
+
+def test_list_names_all_and_runs_none(run_benchmarks):
+    code, out, err = run_benchmarks("--list")
+    assert code == 0
+    assert all(name in out for name in main.benchmark_names())
+    assert not err
+
+
+def test_workdir_gets_strict_json(run_benchmarks, tmp_path):
+    code, out, _ = run_benchmarks("gpo_loss", "--quick", "--repeats=2", f"--workdir={tmp_path}")
+    assert code == 0
+    assert "machine: float32 matmul" in out
+    saved = json.loads((tmp_path / "gpo_loss.json").read_text())
+    assert saved["machine"].keys() == {"matmul_flops", "copy_bytes"}
+    for row in saved["rows"]:
+        middle, least, greatest = row["time / same traffic"]
+        assert least <= middle <= greatest
+
+
+def test_unknown_name_is_one_paragraph_and_exit_code_2(run_benchmarks):
+    code, _, err = run_benchmarks("adann")
+    assert code == 2
+    assert "Did you mean 'adan'?" in err
+    assert "Traceback" not in err
