@@ -62,7 +62,7 @@ def get_config() -> ml_collections.ConfigDict:
                 "batch_size": 64,  # Pairs, over all devices.
                 "live_reference": False,  # True evaluates the reference at every step.
                 "log_every": 20,
-                "evaluate_every": 50,
+                "evaluate_every": 25,
                 "checkpoint_every": 100,
                 "keep_checkpoints": 2,
                 "mesh_data": -1,  # Devices along each axis; -1: all that are left.

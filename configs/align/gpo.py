@@ -4,6 +4,12 @@ Paper: Tang et al., Generalized Preference Optimization, 2024, https://arxiv.org
 Command (all convex functions from one warm start, then one alone):
   python -m bellmax.experiments.align --config=gpo --workdir=runs/gpo
   python -m bellmax.experiments.align --config=gpo:hinge --workdir=runs/gpo_hinge
+Cost: 2 minutes 15 seconds on 2 CPU cores for all six, without the installation.
+Expected, over seeds 0, 1, 2 (each draws its own bench): gain of the exact gold reward over the
+reference 0.64 to 0.83 (logistic), 0.64 to 0.84 (exponential), 0.58 to 0.72 (squared), 0.60 to 0.73
+(truncated quadratic), 0.82 to 0.93 (hinge, at 2 to 6 nats of KL where the others spend 0.6 to 1.2),
+0.66 to 0.81 (Savage); the standard error over prompts is 0.02 to 0.07. Held-out accuracy 0.63 to
+0.67.
 """
 
 import ml_collections
