@@ -46,6 +46,16 @@ def test_imports_run_up_the_floors(path):
             assert parts[0] in FOUNDATION | sys.stdlib_module_names, f"{path} imports {name}"
 
 
+def test_peers_are_imported_inside_functions_only():
+    for path in FILES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [alias.name for alias in node.names]
+                names.append(getattr(node, "module", None) or "")
+                peers = {name.split(".")[0] for name in names} & {"torch", "trl", "rlax"}
+                assert not peers, f"{path} imports {peers} for everybody"
+
+
 def test_agents_read_no_files_and_log_nothing():
     for path in (ROOT / "agents").rglob("*.py"):
         banned = {"absl", "logging", "pathlib", "os", "rich", "matplotlib", "orbax"}

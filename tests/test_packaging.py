@@ -86,11 +86,12 @@ def test_every_module_imports_and_lists_what_exists():
 
 def test_no_tensorflow_at_run_time():
     code = "\n".join(f"import {name}" for name in _modules())
-    code += "\nimport sys; print('tensorflow' in sys.modules, 'torch' in sys.modules)"
+    # A dependency may look for PyTorch where it is installed; TensorFlow nobody may load.
+    code += "\nimport sys; print('tensorflow' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True
     )
-    assert done.stdout.split() == ["False", "False"]
+    assert done.stdout.split() == ["False"]
 
 
 def test_wheel_holds_every_package(tmp_path, setup_cfg):

@@ -7,10 +7,8 @@ Times are medians. A figure such as `1.05 (0.98-1.2)` is a ratio over neighbouri
 least and greatest. Without names all comparisons run, which takes a few minutes.
 """
 
-import importlib
 import os
 import pathlib
-import pkgutil
 import platform
 import sys
 from collections.abc import Sequence
@@ -19,8 +17,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from bellmax.experiments import benchmarks, errors, metrics
-from bellmax.experiments import config as config_lib
+from bellmax.experiments import benchmarks, discovery, errors, metrics
 from bellmax.experiments.benchmarks import machine as machine_lib
 from bellmax.experiments.benchmarks import runner
 
@@ -34,19 +31,9 @@ def _define_flags() -> None:
     flags.DEFINE_string("workdir", None, "Folder for a NAME.json each; none by default.")
 
 
-def _find() -> dict[str, runner.Benchmark]:
-    found = {}
-    for name in sorted(module.name for module in pkgutil.iter_modules(benchmarks.__path__)):
-        if name != "__main__":
-            module = importlib.import_module(f"{benchmarks.__name__}.{name}")
-            if hasattr(module, "BENCHMARK"):
-                found[name] = module.BENCHMARK
-    return found
-
-
 def benchmark_names() -> list[str]:
     """Returns the names of all comparisons, sorted: the modules that have a `BENCHMARK`."""
-    return list(_find())
+    return list(discovery.find(benchmarks, "BENCHMARK"))
 
 
 def load(name: str) -> runner.Benchmark:
@@ -61,13 +48,7 @@ def load(name: str) -> runner.Benchmark:
     Raises:
       UserError: there is no such comparison; the nearest name is suggested.
     """
-    known = _find()
-    if name not in known:
-        raise errors.UserError(
-            f"{name!r} is no benchmark.{config_lib.did_you_mean(name, known)} There are: "
-            f"{', '.join(known)}."
-        )
-    return known[name]
+    return discovery.pick(discovery.find(benchmarks, "BENCHMARK"), name, kind="benchmark")
 
 
 def _save(workdir: pathlib.Path, name: str, machine: runner.Machine, rows: list[Any]) -> None:
