@@ -82,15 +82,6 @@ class Run(NamedTuple):
             keep_checkpoints=train.keep_checkpoints,
         )
 
-    def optimizer(self, num_steps: int, learning_rate: float) -> optax.GradientTransformation:
-        """Returns the optimiser of a stage; its warm-up is no longer than the stage."""
-        keys = self.config.optimizer
-        warmup_steps = min(keys.warmup_steps, num_steps)
-        return optimizers.make_optimizer(
-            dataclasses.replace(keys, learning_rate=learning_rate, warmup_steps=warmup_steps),
-            num_steps,
-        )
-
     def key(self, stage: str) -> jax.Array:
         """Returns a stage's root key, by its name: a loss trains alike alone and among others."""
         return jax.random.fold_in(jax.random.key(self.config.seed), zlib.crc32(stage.encode()))
@@ -148,7 +139,7 @@ def _check_early(config: align_config.AlignConfig) -> None:
             f"{config_lib.did_you_mean(train.warm_start_on, options)}"
         )
     _warm_start_optimizer(config)
-    optimizers.make_optimizer(config.optimizer, train.num_steps)
+    _optimizer(config, train.num_steps, config.optimizer.learning_rate)
     pair = preference.PairLogProbs(*[jnp.ones(1)] * len(preference.PairLogProbs._fields))
     for name, beta in zip(config.loss.names, config.loss.betas, strict=True):
         with config_lib.user_errors("config.loss"):
@@ -164,9 +155,17 @@ def _warm_start_optimizer(config: align_config.AlignConfig) -> optax.GradientTra
             "config.train.warm_start_learning_rate must be positive, got "
             f"{train.warm_start_learning_rate}."
         )
+    return _optimizer(config, train.warm_start_steps, train.warm_start_learning_rate)
+
+
+def _optimizer(
+    config: align_config.AlignConfig, num_steps: int, learning_rate: float
+) -> optax.GradientTransformation:
+    """Returns the optimiser of a stage; its warm-up is no longer than the stage."""
+    keys = config.optimizer
+    warmup_steps = min(keys.warmup_steps, num_steps)
     return optimizers.make_optimizer(
-        dataclasses.replace(config.optimizer, learning_rate=train.warm_start_learning_rate),
-        train.warm_start_steps,
+        dataclasses.replace(keys, learning_rate=learning_rate, warmup_steps=warmup_steps), num_steps
     )
 
 
@@ -196,7 +195,7 @@ def warm_start(run: Run) -> Params:
     config, train = run.config, run.config.train
     agent = supervised.make(
         run.model,
-        run.optimizer(train.warm_start_steps, train.warm_start_learning_rate),
+        _warm_start_optimizer(config),
         init_params=_compiled_init(run.network),
         chunk_size=run.chunk_size,
     )
@@ -251,7 +250,7 @@ def optimise(run: Run, name: str, beta: float, reference: Params, cached: Any) -
     train = run.config.train
     agent = preference.make(
         run.model,
-        run.optimizer(train.num_steps, run.config.optimizer.learning_rate),
+        _optimizer(run.config, train.num_steps, run.config.optimizer.learning_rate),
         loss_fn=preference_losses.make_pair_loss(name, _loss_options(run.config, beta)),
         init_params=_compiled_init(run.network),
         live_reference=train.live_reference,

@@ -54,7 +54,7 @@ def test_workdir_is_required(run_main):
         ({"loss": {"label_smoothing": 0.7}}, ["config.loss", "label_smoothing"]),
         ({"optimizer": {"name": "adann"}}, ["config.optimizer.name", "'adan'"]),
         ({"optimizer": {"schedule": "cosin"}}, ["config.optimizer.schedule", "'cosine'"]),
-        ({"optimizer": {"warmup_steps": 99}}, ["config.optimizer.warmup_steps"]),
+        ({"optimizer": {"warmup_steps": -1}}, ["config.optimizer.warmup_steps"]),
         ({"train": {"warm_start_on": "chosn"}}, ["warm_start_on", "'chosen'"]),
         ({"train": {"warm_start_learning_rate": 0.0}}, ["warm_start_learning_rate"]),
         ({"train": {"batch_size": 0}}, ["config.train.batch_size"]),
