@@ -4,7 +4,15 @@ Each agent is a module with `make(...)`, which binds the static parts into an `A
 update)`.
 """
 
-from bellmax.agents import language, networks, optimizers, preference, supervised
+from bellmax.agents import (
+    decoders,
+    language,
+    networks,
+    optimizers,
+    preference,
+    sampling,
+    supervised,
+)
 from bellmax.agents.agent import Agent, Metrics, Params, PreferenceBatch, SupervisedBatch
 
 __all__ = [
@@ -13,9 +21,11 @@ __all__ = [
     "Params",
     "PreferenceBatch",
     "SupervisedBatch",
+    "decoders",
     "language",
     "networks",
     "optimizers",
     "preference",
+    "sampling",
     "supervised",
 ]

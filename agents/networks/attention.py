@@ -51,17 +51,21 @@ def rotate(
 
 def attend(
     queries: Float[Array, "B T N H"],
-    keys: Float[Array, "B S M H"],
-    values: Float[Array, "B S M H"],
+    keys: Float[Array, "B ..."],
+    values: Float[Array, "B ..."],
     visible: Array,
+    *,
+    head_major: bool = False,
 ) -> Float[Array, "B T N H"]:
     """Returns softmax attention in which every N / M query heads share one key head.
 
     Args:
       queries: [B, T, N, H].
-      keys: [B, S, M, H], with M dividing N.
-      values: [B, S, M, H].
+      keys: [B, S, M, H], with M dividing N; [B, M, S, H] if `head_major`.
+      values: laid out as `keys`.
       visible: true where a query may see a key. [B, T, S].
+      head_major: whether keys and values have their heads before their tokens, as a cache has:
+        one token's queries then meet a matrix of keys that lies together in memory.
 
     Returns:
       Weighted values in the dtype of `values`; scores and softmax are float32. [B, T, N, H].
@@ -70,12 +74,13 @@ def attend(
       Ainslie et al., GQA, 2023. https://arxiv.org/abs/2305.13245
     """
     batch, length, num_heads, head_dim = queries.shape
-    num_kv_heads = keys.shape[2]
+    num_kv_heads = keys.shape[1 if head_major else 2]
+    stored = "bmsh" if head_major else "bsmh"
     grouped = queries.reshape(batch, length, num_kv_heads, num_heads // num_kv_heads, head_dim)
-    scores = jnp.einsum("btmgh,bsmh->bmgts", grouped, keys, preferred_element_type=jnp.float32)
+    scores = jnp.einsum(f"btmgh,{stored}->bmgts", grouped, keys, preferred_element_type=jnp.float32)
     scores = jnp.where(visible[:, None, None], scores * head_dim**-0.5, _MASKED_SCORE)
     weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-    mixed = jnp.einsum("bmgts,bsmh->btmgh", weights, values)
+    mixed = jnp.einsum(f"bmgts,{stored}->btmgh", weights, values)
     return mixed.reshape(batch, length, num_heads, head_dim)
 
 
@@ -103,7 +108,7 @@ class Attention(nn.Module):
 
         Args:
           inputs: [B, T, D].
-          cache: (keys, values), each [B, S, M, H], or None.
+          cache: (keys, values), each [B, M, S, H], or None.
           rotary: cosine and sine of the block's positions.
           visible: true where a token of the block may see a key. [B, T, T], or [B, T, S] with a
             cache.
@@ -130,14 +135,13 @@ class Attention(nn.Module):
         keys = rotate(project("key", self.num_kv_heads), *rotary)
         values = project("value", self.num_kv_heads)
         if cache is not None:
-            keys = jax.lax.dynamic_update_slice(
-                cache[0], keys.astype(cache[0].dtype), (0, slot, 0, 0)
+            keys, values = cache = tuple(
+                jax.lax.dynamic_update_slice(
+                    old, jnp.swapaxes(new, 1, 2).astype(old.dtype), (0, 0, slot, 0)
+                )
+                for old, new in zip(cache, (keys, values), strict=True)
             )
-            values = jax.lax.dynamic_update_slice(
-                cache[1], values.astype(cache[1].dtype), (0, slot, 0, 0)
-            )
-            cache = (keys, values)
-        mixed = attend(queries, keys, values, visible)
+        mixed = attend(queries, keys, values, visible, head_major=cache is not None)
         output = nn.Dense(
             embed_dim,
             use_bias=False,

@@ -176,7 +176,8 @@ class Transformer(nn.Module):
           tokens: [B, T].
           positions: positions for the rotary embedding. [B, T].
           visible: true where a token may see a key. [B, T, T], or [B, T, S] with a cache.
-          cache: keys and values of all layers, [L, B, S, M, H] each, or None.
+          cache: keys and values of all layers, or None: two tuples of L arrays [B, M, S, H], or
+            with `scan_layers` two arrays [L, B, M, S, H].
           slot: where in the cache the tokens begin; unused without one.
 
         Returns:
@@ -207,10 +208,10 @@ class Transformer(nn.Module):
         else:
             caches = []
             for i in range(config.num_layers):
-                own = jax.tree.map(lambda leaf, i=i: leaf[i], cache)
+                own = None if cache is None else (cache[0][i], cache[1][i])
                 hidden, own = block(config, name=f"layers_{i}")(hidden, own, context)
                 caches.append(own)
-            cache = None if cache is None else jax.tree.map(lambda *rows: jnp.stack(rows), *caches)
+            cache = None if cache is None else tuple(zip(*caches, strict=True))
         if not config.tied_embeddings:
             Unembedder((config.embed_dim, config.vocab_size), name="unembedder")()
         return RMSNorm(config.norm_epsilon, name="final_norm")(hidden), cache

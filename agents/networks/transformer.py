@@ -29,15 +29,19 @@ Params = Any
 class Cache(NamedTuple):
     """Keys and values of the tokens that were decoded so far.
 
+    Heads come before tokens, and each layer has arrays of its own: a step then reads them where
+    they are and writes one token in place.
+
     Attributes:
-      keys: [layers, B, S, M, H].
-      values: [layers, B, S, M, H].
+      keys: a tuple of [B, M, S, H], one a layer; with `scan_layers` one array [L, B, M, S, H],
+        which a step copies.
+      values: laid out as `keys`.
       valid: whether a slot holds a token that may be seen. [B, S].
       length: slots in use.
     """
 
-    keys: Float[Array, "L B S M H"]
-    values: Float[Array, "L B S M H"]
+    keys: Any
+    values: Any
     valid: Bool[Array, "B S"]
     length: Int[Array, ""]
 
@@ -168,10 +172,16 @@ def init_cache(config: TransformerConfig, batch_size: int, max_length: int) -> C
     Returns:
       The cache, in the compute dtype.
     """
-    shape = (config.num_layers, batch_size, max_length, config.num_kv_heads, config.head_dim)
+    shape = (batch_size, config.num_kv_heads, max_length, config.head_dim)
+
+    def empty():
+        if config.scan_layers:
+            return jnp.zeros((config.num_layers, *shape), config.compute_dtype)
+        return tuple(jnp.zeros(shape, config.compute_dtype) for _ in range(config.num_layers))
+
     return Cache(
-        keys=jnp.zeros(shape, config.compute_dtype),
-        values=jnp.zeros(shape, config.compute_dtype),
+        keys=empty(),
+        values=empty(),
         valid=jnp.zeros((batch_size, max_length), bool),
         length=jnp.zeros((), jnp.int32),
     )
@@ -183,6 +193,8 @@ def decode_step(
     tokens: Int[Array, "B T"],
     cache: Cache,
     positions: Int[Array, "B T"],
+    *,
+    select: Int[Array, " B"] | None = None,
 ) -> tuple[Float[Array, "B T V"], Cache]:
     """Returns logits of a block of tokens that follow those in a cache, and the new cache.
 
@@ -196,9 +208,11 @@ def decode_step(
       cache: tokens so far.
       positions: positions for the rotary embedding; below 0 for padding, which no token will see.
         [B, T].
+      select: place in the block of the one token of each row whose logits are wanted; None for the
+        logits of all. [B].
 
     Returns:
-      Logits, float32 [B, T, V], and the new cache.
+      Logits, float32 [B, T, V], or [B, 1, V] with `select`; and the new cache.
 
     Raises:
       ValueError: `positions` has another shape than `tokens`, or the block is larger than the
@@ -224,6 +238,8 @@ def decode_step(
         cache.length,
     )
     hidden, (keys, values) = outputs
+    if select is not None:
+        hidden = jnp.take_along_axis(hidden, select[:, None, None], axis=1)
     cache = Cache(keys, values, valid, cache.length + tokens.shape[1])
     return _logits(config, params, hidden), cache
 

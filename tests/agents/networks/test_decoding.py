@@ -60,7 +60,19 @@ def test_equals_the_full_pass(blocks, scan_layers):
     assert logits.dtype == jnp.float32
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
     assert int(cache.length) == LENGTH
-    assert cache.keys.shape == (2, 3, LENGTH + 4, 2, 6)
+    shapes = [leaf.shape for leaf in jax.tree.leaves((cache.keys, cache.values))]
+    one_layer = (3, 2, LENGTH + 4, 6)
+    assert shapes == ([(2, *one_layer)] * 2 if scan_layers else [one_layer] * 4)
+
+
+def test_selected_logits_are_those_of_one_token_a_row():
+    params, tokens = make_params(CONFIG), make_tokens()
+    positions = jnp.broadcast_to(jnp.arange(LENGTH), tokens.shape)
+    select = jnp.array([2, LENGTH - 1, 5])
+    cache = networks.init_cache(CONFIG, 3, LENGTH)
+    logits, _ = networks.decode_step(CONFIG, params, tokens, cache, positions, select=select)
+    expected = apply(CONFIG, params, tokens)[jnp.arange(3), select]
+    np.testing.assert_allclose(logits[:, 0], expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("blocks", BLOCKS.values(), ids=BLOCKS)
@@ -110,7 +122,7 @@ def test_cache_of_bfloat16_is_near_the_full_pass():
     positions = jnp.broadcast_to(jnp.arange(LENGTH), tokens.shape)
     logits, cache = decode(config, params, tokens, positions, BLOCKS["tokens"])
     expected = apply(config, params, tokens)
-    assert cache.keys.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(cache.keys)} == {jnp.dtype(jnp.bfloat16)}
     assert jnp.abs(logits - expected).max() < 0.03 * jnp.abs(expected).max()
 
 
