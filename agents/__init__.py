@@ -6,26 +6,46 @@ update)`.
 
 from bellmax.agents import (
     decoders,
+    duels,
+    judges,
     language,
+    nash,
     networks,
+    opponents,
     optimizers,
     preference,
     sampling,
     supervised,
+    tabular,
 )
-from bellmax.agents.agent import Agent, Metrics, Params, PreferenceBatch, SupervisedBatch
+from bellmax.agents.agent import (
+    Agent,
+    DuelBatch,
+    Metrics,
+    Params,
+    PreferenceBatch,
+    PromptBatch,
+    SupervisedBatch,
+)
 
 __all__ = [
     "Agent",
+    "DuelBatch",
     "Metrics",
     "Params",
     "PreferenceBatch",
+    "PromptBatch",
     "SupervisedBatch",
     "decoders",
+    "duels",
+    "judges",
     "language",
+    "nash",
     "networks",
+    "opponents",
     "optimizers",
     "preference",
     "sampling",
     "supervised",
+    "tabular",
 ]

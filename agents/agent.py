@@ -72,3 +72,48 @@ class SupervisedBatch(NamedTuple):
     # The field's name is fixed for every batch; nobody looks for a value in a batch by tuple.index.
     index: Int[Array, " B"] | None = None  # pyright: ignore[reportIncompatibleMethodOverride]
     weight: Float[Array, " B"] | None = None
+
+
+class PromptBatch(NamedTuple):
+    """Prompts to complete.
+
+    Attributes:
+      tokens: the prompts; anything where `mask` is 0. [B, P], integers.
+      mask: 1 on the prompt's tokens, 0 on padding, on either side. [B, P].
+      index: row of the prompt in its data set; None for 0..B-1. [B].
+      weight: weight of the prompt in every average, 0 for a padding row; None for ones. [B].
+    """
+
+    tokens: Int[Array, "B P"]
+    mask: Array
+    # The field's name is fixed for every batch; nobody looks for a value in a batch by tuple.index.
+    index: Int[Array, " B"] | None = None  # pyright: ignore[reportIncompatibleMethodOverride]
+    weight: Float[Array, " B"] | None = None
+
+
+class DuelBatch(NamedTuple):
+    """Two completions of each prompt and what a judge says of them; see `sampling.join` for rows.
+
+    Attributes:
+      first_tokens: prompt and first completion, padded on the right. [B, T], integers.
+      second_tokens: the same for the second completion. [B, T].
+      first_mask: 1 on the tokens of the completion, its end token included. [B, T].
+      second_mask: the same for `second_tokens`. [B, T].
+      preferences: P(first beats second). [B].
+      first_win_rates: P(first beats the opponent), from more samples than the second alone; None
+        for `preferences`. [B].
+      second_win_rates: P(second beats the opponent); None for 1 - `preferences`. [B].
+      index: row of the prompt in its data set; None for 0..B-1. [B].
+      weight: weight of the prompt in every average, 0 for a padding row; None for ones. [B].
+    """
+
+    first_tokens: Int[Array, "B T"]
+    second_tokens: Int[Array, "B T"]
+    first_mask: Array
+    second_mask: Array
+    preferences: Float[Array, " B"]
+    first_win_rates: Float[Array, " B"] | None = None
+    second_win_rates: Float[Array, " B"] | None = None
+    # The field's name is fixed for every batch; nobody looks for a value in a batch by tuple.index.
+    index: Int[Array, " B"] | None = None  # pyright: ignore[reportIncompatibleMethodOverride]
+    weight: Float[Array, " B"] | None = None

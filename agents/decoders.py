@@ -186,7 +186,8 @@ def as_decoder(model: Any) -> Decoder:
         if ours and isinstance(config, networks.TransformerConfig):
             return TransformerDecoder(config)
     if callable(model):
-        return UncachedDecoder(model)
+        apply: Any = model
+        return UncachedDecoder(apply)
     raise TypeError(
         "decode_fn must be a decoder, a LanguageModel, a TransformerConfig, or a function "
         f"(params, tokens) -> logits, got {model!r}."

@@ -4,7 +4,7 @@ One uniform number a row is drawn, where the Gumbel trick would draw one for eve
 vocabulary: on a CPU the draw is then nine times faster, and no longer as dear as the network.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ class Draw(NamedTuple):
     sampling_log_probs: Float[Array, " B"]
 
 
-def check(temperature, top_k: int | None, top_p: float | None) -> None:
+def check(temperature: Any, top_k: int | None, top_p: Any) -> None:
     """Refuses a law that does not exist.
 
     Args:

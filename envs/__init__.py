@@ -1,5 +1,16 @@
 """Environments and generators: pure functions whose laws are known."""
 
-from bellmax.envs import gold_bench
+from bellmax.envs import cyclic_bench, gold_bench, preference_games, preference_mdp
+from bellmax.envs.preference_games import PreferenceGame
+from bellmax.envs.preference_mdp import PreferenceMDP
+from bellmax.envs.types import TimeStep
 
-__all__ = ["gold_bench"]
+__all__ = [
+    "PreferenceGame",
+    "PreferenceMDP",
+    "TimeStep",
+    "cyclic_bench",
+    "gold_bench",
+    "preference_games",
+    "preference_mdp",
+]

@@ -27,6 +27,7 @@ from bellmax.experiments import (
     align_stages,
     errors,
     gold,
+    language_run,
     mesh,
     metrics,
 )
@@ -49,7 +50,7 @@ def train(config: align_config.AlignConfig, workdir: pathlib.Path) -> list[dict[
     """
     run = align_stages.prepare(config, workdir)
     _announce(run)
-    reference = align_stages.warm_start(run)
+    reference = language_run.warm_start(run)
     cached = None if config.train.live_reference else align_stages.cached_reference(run, reference)
     for name, beta in zip(config.loss.names, config.loss.betas, strict=True):
         align_stages.optimise(run, name, beta, reference, cached)
@@ -65,7 +66,7 @@ def train(config: align_config.AlignConfig, workdir: pathlib.Path) -> list[dict[
     return rows
 
 
-def _announce(run: align_stages.Run) -> None:
+def _announce(run: align_stages.AlignRun) -> None:
     if jax.process_index() != 0:
         return
     train = run.config.train

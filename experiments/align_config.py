@@ -1,36 +1,11 @@
-"""The keys of an `align` run as frozen dataclasses, and what is made of them."""
+"""The keys of an `align` run as frozen dataclasses."""
 
 import dataclasses
-import functools
 
-from bellmax.agents import language, networks
-from bellmax.experiments import config as config_lib
-from bellmax.experiments import errors
+from bellmax.experiments import errors, language_config
 from bellmax.experiments.data import sources
+from bellmax.experiments.language_config import ModelConfig, StagesConfig
 from bellmax.experiments.optimizers import OptimizerConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """The keys of `config.model`; see `networks.TransformerConfig`, and below.
-
-    Attributes:
-      logit_softcap: cap of the logits; 0 for none.
-      chunk_size: tokens per chunk of the head; 0 holds all logits at once.
-    """
-
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    embed_dim: int
-    mlp_dim: int
-    tied_embeddings: bool
-    compute_dtype: str
-    logit_softcap: float
-    remat: bool
-    scan_layers: bool
-    chunk_size: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,22 +24,14 @@ class LossConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """The keys of `config.train`; each is described in `configs/align/base.py`."""
+class TrainConfig(StagesConfig):
+    """The keys of `config.train`; see `language_config.StagesConfig`, and below.
 
-    warm_start_steps: int
-    warm_start_learning_rate: float
-    warm_start_on: str
-    num_steps: int
-    batch_size: int
+    Attributes:
+      live_reference: evaluate the reference at every step, instead of once before them.
+    """
+
     live_reference: bool
-    log_every: int
-    evaluate_every: int
-    checkpoint_every: int
-    keep_checkpoints: int
-    mesh_data: int
-    mesh_fsdp: int
-    mesh_tensor: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,15 +55,7 @@ def check(config: AlignConfig) -> None:
     Raises:
       UserError: a count is below 1, a number out of range, or losses and betas do not pair up.
     """
-    for group, keys in (
-        (config.train, ("warm_start_steps", "num_steps", "batch_size", "log_every")),
-        (config.train, ("evaluate_every", "checkpoint_every", "keep_checkpoints")),
-    ):
-        for key in keys:
-            if getattr(group, key) < 1:
-                raise errors.UserError(
-                    f"config.train.{key} must be at least 1, got {getattr(group, key)}."
-                )
+    language_config.check_stages(config.seed, config.train)
     names, betas = config.loss.names, config.loss.betas
     if not names or len(names) != len(betas) or len(set(names)) != len(names):
         raise errors.UserError(
@@ -108,42 +67,3 @@ def check(config: AlignConfig) -> None:
             "config.loss.label_smoothing must be at least 0 and below 0.5, got "
             f"{config.loss.label_smoothing}."
         )
-    if config.seed < 0:
-        raise errors.UserError(f"config.seed must be at least 0, got {config.seed}.")
-
-
-def make_network(config: ModelConfig, vocab_size: int) -> networks.TransformerConfig:
-    """Returns the network's shape.
-
-    Args:
-      config: the model group.
-      vocab_size: tokens of the tokenizer.
-
-    Returns:
-      A checked shape.
-
-    Raises:
-      UserError: a key has a value that no network can have.
-    """
-    keys = dataclasses.asdict(config)
-    keys.pop("chunk_size")
-    keys["logit_softcap"] = keys["logit_softcap"] or None
-    with config_lib.user_errors("config.model"):
-        return networks.TransformerConfig(vocab_size=vocab_size, **keys)
-
-
-def make_model(network: networks.TransformerConfig) -> language.LanguageModel:
-    """Returns the network as the functions that agents take.
-
-    Args:
-      network: the network's shape.
-
-    Returns:
-      Functions of parameters, the shape bound.
-    """
-    return language.LanguageModel(
-        apply=functools.partial(networks.apply, network),
-        hidden_states=functools.partial(networks.hidden_states, network),
-        unembedding=functools.partial(networks.unembedding, network),
-        softcap=network.logit_softcap,
-    )

@@ -120,3 +120,48 @@ def _draw(axes: Axes, panel: Panel) -> None:
         coloured += not series.reference
     if any(series.label for series in panel.series) or panel.horizontal_lines:
         axes.legend(fontsize=8, frameon=False)
+
+
+def save_matrix(
+    path: pathlib.Path,
+    title: str,
+    names: Sequence[str],
+    values: Float[np.ndarray, "K K"],
+    errors: Float[np.ndarray, "K K"] | None = None,
+) -> None:
+    """Draws who beats whom: a square of numbers, blue above 1/2 and red below, and saves a PNG.
+
+    Args:
+      path: the file; its folder is made if it is missing.
+      title: above it.
+      names: of rows and columns.
+      values: probabilities that the row beats the column. [K, K].
+      errors: standard errors, written below the numbers, or None. [K, K].
+
+    Raises:
+      ValueError: the shapes do not fit.
+    """
+    size = len(names)
+    if values.shape != (size, size) or (errors is not None and errors.shape != values.shape):
+        raise ValueError(f"values and errors must be [{size}, {size}], got {values.shape}.")
+    figure = Figure(figsize=(2.2 + 0.95 * size, 1.4 + 0.8 * size), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    reach = max(float(np.abs(values - 0.5).max()), 1e-3)
+    axes.imshow(values, cmap="RdBu", vmin=0.5 - reach, vmax=0.5 + reach)
+    for row in range(size):
+        for column in range(size):
+            text = f"{values[row, column]:.3f}"
+            if errors is not None and row != column:
+                text += f"\n± {errors[row, column]:.3f}"
+            dark = abs(values[row, column] - 0.5) > 0.65 * reach
+            colour = "white" if dark else "black"
+            axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
+    axes.set_title(title, fontsize=11)
+    axes.set_xticks(range(size), names, rotation=35, ha="right")
+    axes.set_yticks(range(size), names)
+    axes.set_xlabel("column")
+    axes.set_ylabel("row")
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=90)

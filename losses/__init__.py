@@ -31,6 +31,13 @@ from bellmax.losses.convex import (
     truncated_quadratic,
 )
 from bellmax.losses.log_probs import kl_estimate, sequence_log_probs, token_log_probs
+from bellmax.losses.multi_turn import mtpo_policy_loss, mtpo_turn_rewards, mtpo_value_loss
+from bellmax.losses.nash import geometric_mixture_logits, nash_md_pg_loss, nash_md_pg_token_loss
+from bellmax.losses.nash_game import (
+    duality_gap,
+    regularised_best_response,
+    regularised_preference,
+)
 from bellmax.losses.preference import (
     dpo_loss,
     gpo_loss,
@@ -51,28 +58,59 @@ from bellmax.losses.preference_variants import (
     sppo_completion_loss,
     sppo_loss,
 )
-from bellmax.losses.reward_modelling import bradley_terry_loss
+from bellmax.losses.returns import generalised_advantages
+from bellmax.losses.reward_modelling import (
+    antisymmetric_logits,
+    bradley_terry_loss,
+    pairwise_preference_loss,
+)
+from bellmax.losses.self_play import (
+    PairwiseLoss,
+    dno_loss,
+    expanded_ipo_loss,
+    inpo_loss,
+    online_ipo_loss,
+    online_pair_loss,
+)
 
 __all__ = [
     "ConvexFn",
+    "PairwiseLoss",
+    "antisymmetric_logits",
     "bradley_terry_loss",
     "chunked_token_log_probs",
     "cpl_dense_loss",
     "cpl_loss",
+    "dno_loss",
     "dpo_loss",
+    "duality_gap",
+    "expanded_ipo_loss",
     "exponential",
+    "generalised_advantages",
+    "geometric_mixture_logits",
     "gpo_loss",
     "hinge",
     "implicit_rewards",
+    "inpo_loss",
     "ipo_loss",
     "kl_estimate",
     "kto_baseline",
     "kto_loss",
     "length_normalised_dpo_loss",
     "logistic",
+    "mtpo_policy_loss",
+    "mtpo_turn_rewards",
+    "mtpo_value_loss",
+    "nash_md_pg_loss",
+    "nash_md_pg_token_loss",
+    "online_ipo_loss",
+    "online_pair_loss",
     "orpo_loss",
+    "pairwise_preference_loss",
     "preference_accuracy",
     "preference_margin",
+    "regularised_best_response",
+    "regularised_preference",
     "robust_dpo_loss",
     "rpo_loss",
     "savage",

@@ -36,7 +36,7 @@ def get_config() -> ml_collections.ConfigDict:
                 "eps": 1e-8,
             },
             "data": {
-                "source": "gold_bench",  # gold_bench, jsonl, hh.
+                "source": "gold_bench",  # gold_bench, cyclic_bench, jsonl, hh.
                 "path": "",  # A .jsonl[.gz] file, or for hh the folder of {train,test}.jsonl.gz.
                 "allow_empty_completions": False,  # True leaves such pairs out, and counts them.
                 "cache_dir": "",  # Where TFDS prepares files; empty: inside the workdir.
@@ -44,9 +44,10 @@ def get_config() -> ml_collections.ConfigDict:
                 "max_length": 16,  # Tokens of prompt and completion together.
                 "bucket_lengths": (16,),  # Rows are padded to one of these.
                 "held_out_fraction": 0.1,  # Of prompts (jsonl); hh has its own test split.
-                "num_pairs": 8192,  # gold_bench only.
-                "num_held_out_pairs": 1024,  # gold_bench only.
-                "num_evaluation_prompts": 32,  # gold_bench only: prompts of the exact evaluation.
+                "num_pairs": 8192,  # Benches only.
+                "num_held_out_pairs": 1024,  # Benches only.
+                "num_evaluation_prompts": 32,  # Benches only: prompts of the exact evaluation.
+                "quality_weight": 0.5,  # cyclic_bench only: of the gold reward in the preference.
             },
             "loss": {
                 "names": ("logistic",),  # Each is trained in turn from the same warm start.

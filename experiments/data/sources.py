@@ -15,8 +15,9 @@ class DataConfig:
     """The keys of `config.data`.
 
     Attributes:
-      source: gold_bench (embedded), jsonl (one file) or hh (a folder of the published layout).
-      path: the file or folder; empty for gold_bench.
+      source: gold_bench or cyclic_bench (embedded), jsonl (one file) or hh (a folder of the
+        published layout).
+      path: the file or folder; empty for a bench.
       allow_empty_completions: leave out pairs with an empty completion, and count them, instead of
         refusing the file.
       cache_dir: where TFDS prepares files; empty for a folder inside the workdir.
@@ -24,9 +25,10 @@ class DataConfig:
       max_length: most tokens of prompt and completion together.
       bucket_lengths: lengths to which rows are padded.
       held_out_fraction: share of prompts that are held out (jsonl).
-      num_pairs: pairs to learn from (gold_bench).
-      num_held_out_pairs: pairs to evaluate on (gold_bench).
-      num_evaluation_prompts: prompts of the exact evaluation (gold_bench).
+      num_pairs: pairs to learn from (benches).
+      num_held_out_pairs: pairs to evaluate on (benches).
+      num_evaluation_prompts: prompts of the exact evaluation (benches).
+      quality_weight: weight of the gold reward in the preference (cyclic_bench).
     """
 
     source: str
@@ -40,6 +42,7 @@ class DataConfig:
     num_pairs: int
     num_held_out_pairs: int
     num_evaluation_prompts: int
+    quality_weight: float
 
 
 class PreferenceData(NamedTuple):
@@ -49,7 +52,7 @@ class PreferenceData(NamedTuple):
       train: pairs to learn from.
       held_out: pairs to evaluate on.
       tokenizer: what encoded them.
-      embedded: the gold bench behind them, or None.
+      embedded: the bench behind them, or None.
     """
 
     train: pipeline.EncodedPairs
@@ -86,6 +89,7 @@ def _read_hh(config: DataConfig, seed: int, cache_dir: pathlib.Path) -> Pairs:
     )  # type: ignore[return-value]
 
 
+BENCHES = ("gold_bench", "cyclic_bench")
 FILE_SOURCES = {"jsonl": _read_jsonl, "hh": _read_hh}
 
 
@@ -108,17 +112,18 @@ def load(config: DataConfig, *, seed: int, workdir: pathlib.Path) -> PreferenceD
     bench = None
     # The library names its argument, which is the key of the config.
     with config_lib.user_errors("config.data"):
-        if config.source == "gold_bench":
+        if config.source in BENCHES:
             bench = embedded.make(
                 seed,
                 num_pairs=config.num_pairs,
                 num_held_out_pairs=config.num_held_out_pairs,
                 num_evaluation_prompts=config.num_evaluation_prompts,
+                quality_weight=config.quality_weight if config.source == "cyclic_bench" else None,
             )
             if config.tokenizer != f"characters:{embedded.LETTERS}":
                 raise errors.UserError(
                     f"config.data.tokenizer must be 'characters:{embedded.LETTERS}' for the "
-                    f"gold_bench, whose exact evaluation lists every completion; got "
+                    f"{config.source}, whose exact evaluation lists every completion; got "
                     f"{config.tokenizer!r}."
                 )
             pairs: Pairs = (bench.train, bench.held_out)
@@ -131,7 +136,7 @@ def load(config: DataConfig, *, seed: int, workdir: pathlib.Path) -> PreferenceD
             cache_dir = pathlib.Path(config.cache_dir or workdir / "data")
             pairs = FILE_SOURCES[config.source](config, seed, cache_dir)
         else:
-            options = ["gold_bench", *FILE_SOURCES]
+            options = [*BENCHES, *FILE_SOURCES]
             raise errors.UserError(
                 f"config.data.source must be one of {', '.join(options)}, got {config.source!r}."
                 f"{config_lib.did_you_mean(config.source, options)}"

@@ -6,7 +6,13 @@ import tokenize
 import pytest
 
 from bellmax.configs.align import base, gpo
-from bellmax.experiments import align_config, config, errors, preference_losses
+from bellmax.experiments import (
+    align_config,
+    config,
+    errors,
+    language_config,
+    preference_losses,
+)
 
 VARIANTS = [None, *gpo.BETAS, *gpo.OTHERS]
 
@@ -21,7 +27,7 @@ def test_every_config_and_variant_is_a_valid_run(name, variant):
     if variant is not None:
         assert parsed.loss.names == (variant,)
     assert max(parsed.data.bucket_lengths) >= parsed.data.max_length
-    align_config.make_network(parsed.model, vocab_size=6)
+    language_config.make_network(parsed.model, vocab_size=6)
 
 
 def test_there_is_a_variant_for_every_loss():

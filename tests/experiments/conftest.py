@@ -1,4 +1,4 @@
-"""Tiny runs of `align` and a way to run its command line inside the test's process."""
+"""Tiny runs of `align` and `reason`, and a way to run a command line inside the test's process."""
 
 import json
 import pathlib
@@ -9,7 +9,8 @@ import pytest
 from absl import flags
 
 from bellmax.configs.align import base
-from bellmax.experiments import align_config
+from bellmax.configs.reason import base as reason_base
+from bellmax.experiments import align_config, reason_config
 from bellmax.experiments import config as config_lib
 
 TINY = {
@@ -67,6 +68,20 @@ def tiny_config():
 
 
 @pytest.fixture(scope="session")
+def tiny_reason_config():
+    """Returns a `ReasonConfig` of a tiny run; keyword arguments are groups to change."""
+
+    def make(**groups):
+        config = reason_base.get_config()
+        config.update(TINY)
+        config.update({"model": {"judge_rank": 2}, "train": {"judge_steps": 2}})
+        config.update(groups)
+        return config_lib.to_dataclass(reason_config.ReasonConfig, config)
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def pairs_file(tmp_path_factory) -> pathlib.Path:
     """A file of 40 pairs over the letters a to e, 20 prompts twice each."""
     path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
@@ -84,15 +99,15 @@ def pairs_file(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture
 def run_main(monkeypatch, capfd):
-    """Runs `python -m bellmax.experiments.align ARGUMENTS` here: exit code and standard error."""
+    """Runs `python -m bellmax.experiments.BINARY ARGUMENTS` here: exit code and standard error."""
 
-    def run(*arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["align", *map(str, arguments)])
+    def run(*arguments: str, binary: str = "align") -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", [binary, *map(str, arguments)])
         before = set(flags.FLAGS)
         capfd.readouterr()
         try:
             with pytest.raises(SystemExit) as stopped:
-                runpy.run_module("bellmax.experiments.align", run_name="__main__")
+                runpy.run_module(f"bellmax.experiments.{binary}", run_name="__main__")
         finally:
             for name in set(flags.FLAGS) - before:
                 delattr(flags.FLAGS, name)

@@ -4,11 +4,12 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from bellmax import losses
 
-STEPS, FEATURES, VOCABULARY, SEGMENTS = 4, 3, 5, 3
+STEPS, FEATURES, VOCABULARY, SEGMENTS, ACTIONS = 4, 3, 5, 3, 3
 
 
 class Case(NamedTuple):
@@ -75,6 +76,25 @@ def bind(name: str, **hyper: Any) -> Callable[..., Any]:
     return functools.partial(getattr(losses, name), **hyper)
 
 
+def on_ratios(name: str, **hyper: Any) -> Callable[..., Any]:
+    """Returns a policy-gradient loss of log-ratios in place of the reference.
+
+    The log-ratio is what such a loss holds constant; with it as an argument of its own, the loss
+    has the gradient of its value.
+    """
+    loss = bind(name, **hyper)
+
+    def function(log_probs, log_ratios, *rest):
+        # Wide enough that the reference is not rounded.
+        wide = jnp.promote_types(jnp.result_type(log_probs, log_ratios), jnp.float32)
+        reference = log_probs.astype(wide) - log_ratios.astype(wide)
+        return loss(log_probs, reference, *rest)
+
+    return function
+
+
+LAW, GAME = ("unit", (ACTIONS,)), ("unit", (ACTIONS, ACTIONS))
+STEP_REAL = ("real", (STEPS,))
 CONVEX = ("logistic", "hinge", "squared", "exponential", "truncated_quadratic", "savage")
 
 CASES: dict[str, Case] = {
@@ -115,7 +135,50 @@ CASES: dict[str, Case] = {
         (2,),
     ),
     "segment_scores": Case(bind("segment_scores"), (STEP_LOG_PROBS, STEP_MASK)),
-    "bradley_terry_loss": Case(bind("bradley_terry_loss", margin=0.5, label_smoothing=0.1), PAIR),
+    "bradley_terry_loss": Case(
+        bind("bradley_terry_loss", margin=0.5, label_smoothing=0.1, centering=0.2), PAIR
+    ),
+    "antisymmetric_logits": Case(bind("antisymmetric_logits"), PAIR),
+    "pairwise_preference_loss": Case(bind("pairwise_preference_loss"), (REAL, UNIT), (1,)),
+    "geometric_mixture_logits": Case(
+        bind("geometric_mixture_logits", mixture=0.3), (("real", (ACTIONS,)), ("real", (ACTIONS,)))
+    ),
+    "nash_md_pg_loss": Case(on_ratios("nash_md_pg_loss", tau=0.3), (LOG_PROB, REAL, UNIT), (1, 2)),
+    "nash_md_pg_token_loss": Case(
+        on_ratios("nash_md_pg_token_loss", tau=0.3),
+        (STEP_LOG_PROBS, STEP_REAL, STEP_MASK, UNIT),
+        (1, 3),
+    ),
+    "regularised_preference": Case(bind("regularised_preference", tau=0.3), (LAW, LAW, GAME, LAW)),
+    "regularised_best_response": Case(bind("regularised_best_response", tau=0.3), (LAW, GAME, LAW)),
+    **{
+        f"duality_gap:{tau}": Case(bind("duality_gap", tau=tau), (LAW, GAME, LAW))
+        for tau in (0.0, 0.3)
+    },
+    "online_pair_loss": Case(
+        bind("online_pair_loss", loss_fn=functools.partial(losses.dpo_loss, beta=0.3)),
+        (*PAIR, UNIT),
+        (2,),
+    ),
+    "online_ipo_loss": Case(bind("online_ipo_loss", tau=0.3), (*PAIR, UNIT), (2,)),
+    "expanded_ipo_loss": Case(bind("expanded_ipo_loss", tau=0.3), PAIR),
+    "dno_loss": Case(bind("dno_loss", eta=0.7), (*PAIR, UNIT, UNIT), (2, 3)),
+    "inpo_loss": Case(bind("inpo_loss", eta=0.7, tau=0.3), (LOG_PROB,) * 6, (2, 3, 4, 5)),
+    "inpo_loss:soft": Case(
+        lambda *a: losses.inpo_loss(*a[:6], eta=0.7, tau=0.3, preferences=a[6]),
+        ((LOG_PROB,) * 6 + (UNIT,)),
+        (2, 3, 4, 5, 6),
+    ),
+    "generalised_advantages": Case(
+        bind("generalised_advantages", trace_decay=0.8),
+        (STEP_REAL, ("real", (STEPS + 1,)), ("unit", (STEPS,))),
+        (0, 1, 2),
+    ),
+    "mtpo_turn_rewards": Case(
+        bind("mtpo_turn_rewards", alpha=0.3), (STEP_REAL, UNIT, STEP_MASK), (0, 1)
+    ),
+    "mtpo_policy_loss": Case(bind("mtpo_policy_loss", alpha=0.3), (LOG_PROB, REAL, REAL), (1,)),
+    "mtpo_value_loss": Case(bind("mtpo_value_loss"), PAIR, (1,)),
     "implicit_rewards": Case(bind("implicit_rewards", beta=0.3), (REAL,)),
     "preference_margin": Case(bind("preference_margin", beta=0.3), PAIR),
     "preference_accuracy": Case(bind("preference_accuracy"), PAIR, (0, 1)),

@@ -1,0 +1,44 @@
+r"""Nash-MD on completions that beat each other in a circle, beside reward maximisation.
+
+Paper: Munos et al., Nash Learning from Human Feedback, 2023, https://arxiv.org/abs/2312.00886
+"""
+
+import ml_collections
+
+from bellmax.configs.reason import base
+
+# Weight of the KL divergence. For rlhf it is in units of the fitted reward (logits), elsewhere in
+# units of a probability; sppo and dno have none.
+TAUS = {
+    "nash_md": 0.02,
+    "nash_ema": 0.02,
+    "best_response": 0.02,
+    "self_play": 0.02,
+    "online_ipo": 0.02,
+    "ipo_md": 0.02,
+    "online_dpo": 0.1,
+    "sppo": 1.0,
+    "dno": 1.0,
+    "inpo": 0.02,
+    "rlhf": 0.1,
+}
+COMPARED = ("nash_md", "self_play", "online_ipo", "rlhf")
+
+
+def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
+    """Returns the config.
+
+    Args:
+      variant: a method to train alone, or "all" for every method; None for Nash-MD, self-play,
+        online IPO and RLHF.
+
+    Raises:
+      ValueError: no method has this name.
+    """
+    config = base.get_config()
+    if variant not in (None, "all", *TAUS):
+        raise ValueError(f"nash_md has no variant {variant!r}; there are: all, {', '.join(TAUS)}")
+    names = {None: COMPARED, "all": tuple(TAUS)}.get(variant, (variant,))
+    taus = tuple(TAUS[name] for name in names)
+    config.update({"loss": {"names": names, "taus": taus}})
+    return config
