@@ -1,7 +1,7 @@
-"""Run by test_preference.py with 8 forced host devices: each layout must equal one device.
+"""Run by test_mtpo.py with 8 forced host devices: each layout must equal one device.
 
-The rows carry unequal weights, and one device sees no counted row at all, so that a mean of means
-would fail.
+The rows carry unequal weights and unequal numbers of turns, and one device sees no counted row at
+all, so that a mean of means, of losses or of advantages, would fail.
 """
 
 import functools
@@ -12,42 +12,57 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from bellmax import agents, losses
-from bellmax.agents import optimizers, preference
+from bellmax.agents import mtpo, optimizers
 from bellmax.agents.language import LanguageModel
 
-VOCAB, SIZE, LENGTH = 7, 16, 5
-MODEL = LanguageModel(apply=lambda params, tokens: params["logits"][tokens])
+VOCAB, SIZE, TURNS = 5, 16, 2
+# A bigram policy with one-hot hidden states.
+MODEL = LanguageModel(
+    apply=lambda params, tokens: params["logits"][tokens],
+    hidden_states=lambda params, tokens: jax.nn.one_hot(tokens, VOCAB),
+    unembedding=lambda params: params["logits"],
+)
 
 
 def make_agent(axis_name):
-    return preference.make(
+    return mtpo.make(
         MODEL,
-        optax.chain(optax.clip_by_global_norm(0.01), optimizers.adan(0.1, weight_decay=0.1)),
-        loss_fn=preference.on_log_ratios(
-            functools.partial(losses.gpo_loss, convex_fn=losses.exponential, beta=0.5)
-        ),
+        optax.chain(optax.clip_by_global_norm(0.1), optimizers.adan(0.1)),
         init_params=lambda key: {"logits": jax.random.normal(key, (VOCAB, VOCAB))},
+        alpha=0.1,
+        normalise_advantages=True,
+        legal_tokens=[True, True, True, False, False],
         axis_name=axis_name,
     )
 
 
 def make_batch():
     rng = np.random.default_rng(0)
-    tokens = rng.integers(0, VOCAB, (2, SIZE, LENGTH))
-    mask = np.broadcast_to(np.arange(LENGTH) >= 2, (SIZE, LENGTH)).astype(np.float32)
+    tokens = rng.integers(0, 3, (SIZE, 7))
+    turn_mask = np.stack([np.ones(SIZE), rng.integers(0, 2, SIZE)], axis=1)
     weight = rng.integers(0, 3, SIZE).astype(np.float32)
     weight[4:6] = 0
-    return agents.PreferenceBatch(
-        *map(jnp.asarray, (tokens[0], tokens[1], mask, mask)),
-        index=jnp.arange(SIZE),
-        weight=jnp.asarray(weight),
+    turns = np.broadcast_to([0, 0, 0, 0, 1, 1, 0], tokens.shape)
+    mask = (
+        np.broadcast_to([0, 1, 1, 0, 1, 1, 0], tokens.shape)
+        * turn_mask[np.arange(SIZE)[:, None], turns]
     )
+    rows = (
+        tokens,
+        mask.astype(np.float32),
+        turns,
+        np.broadcast_to([0, 3], (SIZE, TURNS)),
+        turn_mask.astype(np.float32),
+        rng.uniform(size=SIZE).astype(np.float32),
+        np.arange(SIZE),
+        weight,
+    )
+    return mtpo.ConversationBatch(*map(jnp.asarray, rows))
 
 
 def check(name, result, expected):
     jax.tree.map(
-        functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-6), result, expected
+        functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5), result, expected
     )
     print(name)
 
@@ -69,8 +84,7 @@ def main():
     mesh = jax.make_mesh((8,), ("devices",), axis_types=(AxisType.Auto,))
     rows = NamedSharding(mesh, PartitionSpec("devices"))
     everywhere = NamedSharding(mesh, PartitionSpec())
-    sharded = jax.device_put(batch, rows)
-    state = jax.device_put(start, everywhere)
+    sharded, state = jax.device_put(batch, rows), jax.device_put(start, everywhere)
     check("gspmd", jax.device_get(steps(jax.jit(one.update), state, sharded, key)), expected)
 
     mapped = jax.shard_map(
