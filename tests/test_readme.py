@@ -11,10 +11,11 @@ from bellmax.experiments import config
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
+CODE = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
 def test_example_runs_and_learns():
-    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    code, _ = CODE
     # 15 lines, and what they stand between.
     assert len([line for line in code.splitlines() if line.strip()]) <= 20
     names: dict = {}
@@ -45,8 +46,19 @@ def test_names_in_the_table_exist():
 
 
 def test_configs_that_are_named_exist():
-    for name in set(re.findall(r"--config=(\w+)", README)):
-        assert name in config.config_names("align")
+    named = re.findall(r"(\w+) --config=(\w+)", README)
+    assert len(named) == len(re.findall(r"--config=\w", README))
+    for binary, name in named:
+        assert name in config.config_names(binary), f"{binary} --config={name}"
+
+
+def test_sampling_example_runs():
+    _, code = CODE
+    names: dict = {}
+    exec(compile(code, "README.md", "exec"), names)
+    completion = names["completion"]
+    assert completion.tokens.shape == completion.log_probs.shape == (2, 16)
+    assert (completion.mask[:, 0] == 1).all()
 
 
 def test_ci_runs_the_readmes_test_command():
