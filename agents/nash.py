@@ -103,15 +103,15 @@ def diagnostics(duel: duels.DuelLogProbs) -> Metrics:
       duel: the duel's log-probabilities.
 
     Returns:
-      Arrays [B] by name: `preferences/first` (the first's win rate), `kl/first` (log-ratio to the
-      reference along y: an estimate of the KL divergence where y comes from the policy),
+      Arrays [B] by name: `preferences/first` (the first's win rate), `kl/reference` (log-ratio to
+      the reference along y: an estimate of the KL divergence where y comes from the policy),
       `log_probs/first` (of the whole completion) and `lengths/first` (tokens).
     """
     first, reference = duel.sums("policy")[0], duel.sums("reference")[0]
     return jax.lax.stop_gradient(
         {
             "preferences/first": duel.first_win_rates,
-            "kl/first": first - reference,
+            "kl/reference": first - reference,
             "log_probs/first": first,
             "lengths/first": duel.first_mask.sum(axis=-1),
         }

@@ -12,6 +12,7 @@ from bellmax import losses
 from bellmax.agents import Params, PromptBatch, language, sampling
 from bellmax.envs import cyclic_bench, gold_bench
 from bellmax.experiments import gold
+from bellmax.experiments import mesh as mesh_lib
 from bellmax.experiments.data import embedded
 from bellmax.experiments.judging import Judge
 
@@ -151,8 +152,8 @@ class SampledArena:
     def _rows(self, function, *columns) -> Float[np.ndarray, " M"]:
         parts = []
         for prompts, *row in zip(self._batches, *columns, strict=True):
-            counted = np.asarray(prompts.weight) > 0
-            parts.append(np.asarray(function(prompts, *row), np.float64)[counted])
+            values, weight = mesh_lib.gather((function(prompts, *row), prompts.weight))
+            parts.append(values.astype(np.float64)[weight > 0])
         return np.concatenate(parts)
 
     def _wins(self, first, second) -> Float[np.ndarray, " M"]:

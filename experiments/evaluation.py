@@ -1,7 +1,7 @@
 """Held-out evaluation of a preference policy: pairs, likelihood, distance to the reference."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,20 +47,10 @@ def reference_log_probs(
         placed = mesh_lib.place_batch(mesh, batch)
         values = of_batch(params, placed)
         # Every process keeps the whole table: it is two numbers a pair.
-        index, weight, values = _gather((placed.index, placed.weight, jnp.stack(values)))
+        index, weight, values = mesh_lib.gather((placed.index, placed.weight, jnp.stack(values)))
         counted = weight > 0
         results[:, index[counted]] = values[:, counted]
     return results[0], results[1]
-
-
-def _gather(tree: Any) -> Any:
-    if jax.process_count() == 1:
-        return jax.device_get(tree)
-    from jax.experimental import multihost_utils
-
-    return jax.tree.map(
-        lambda leaf: np.asarray(multihost_utils.process_allgather(leaf, tiled=True)), tree
-    )
 
 
 class PairScore(NamedTuple):

@@ -180,3 +180,21 @@ def place_batch(mesh: Mesh, batch: Any) -> Any:
     return jax.tree.map(
         lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), batch
     )
+
+
+def gather(tree: Any) -> Any:
+    """Brings global arrays to every process's host.
+
+    Args:
+      tree: pytree of arrays, spread over devices and processes or not.
+
+    Returns:
+      The same tree of whole NumPy arrays.
+    """
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    from jax.experimental import multihost_utils
+
+    return jax.tree.map(
+        lambda leaf: np.asarray(multihost_utils.process_allgather(leaf, tiled=True)), tree
+    )

@@ -78,7 +78,9 @@ def check_methods(config: TabularConfig) -> None:
             raise tabular_config.unknown("config.trees.methods", method, METHODS)
 
 
-def baselines(tree: PreferenceMDP, equilibrium: Policy, alpha: float) -> dict[str, Policy]:
+def baselines(
+    tree: PreferenceMDP, equilibrium: Policy, alpha: float | Float[Array, ""]
+) -> dict[str, Policy]:
     """Returns the policies of those who do not solve the game of whole conversations.
 
     Args:

@@ -1,7 +1,7 @@
 """Run by test_device_layouts.py with 8 forced host devices: a whole step equals one device's.
 
-The step samples, judges and updates. Rows sample by their index, so that every layout draws the same tokens; weights are unequal and one
-device sees no counted row at all.
+The step samples, judges and updates. Rows sample by their index, so that every layout draws the
+same tokens; weights are unequal and one device sees no counted row at all.
 """
 
 import functools

@@ -138,7 +138,7 @@ def test_rows_of_no_weight_may_hold_anything(loss_fn):
         "grad_norm",
         "updates/skipped",
         "preferences/first",
-        "kl/first",
+        "kl/reference",
         "log_probs/first",
         "lengths/first",
     }

@@ -53,3 +53,12 @@ def test_no_global_state(tmp_path):
     before = settings()
     plots.save_figure(tmp_path / "x.png", [panel()])
     assert settings() == before
+
+
+def test_a_matrix_is_drawn_and_must_be_square(tmp_path):
+    wins = np.array([[0.5, 0.9], [0.1, 0.5]])
+    path = tmp_path / "figures" / "wins.png"
+    plots.save_matrix(path, "wins", ["one", "two"], wins, np.full((2, 2), 0.01))
+    assert path.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match=r"must be \[3, 3\], got \(2, 2\)"):
+        plots.save_matrix(path, "wins", ["one", "two", "three"], wins)

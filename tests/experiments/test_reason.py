@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from bellmax.agents import networks
 from bellmax.experiments import (
     arena,
     errors,
+    judging,
     language_run,
     metrics,
     reason,
@@ -90,11 +90,24 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
     assert len(rows) == len(expected)
 
 
+@pytest.fixture(scope="module")
+def prepared(tiny_reason_config, tmp_path_factory):
+    """A run on a bench that has not begun, and three policies of its network."""
+    config = tiny_reason_config(
+        data={"num_evaluation_prompts": 6, "num_held_out_pairs": 512},
+        loss={"judge": "known"},
+        train={"num_evaluation_prompts": 512, "batch_size": 64},
+    )
+    run = reason_stages.prepare(config, tmp_path_factory.mktemp("prepared"))
+    start = language_run.compiled_init(run.network)
+    keys = [jax.random.key(seed) for seed in range(3)]
+    return run, [jax.tree.map(lambda x: 3 * x, start(key)) for key in keys]
+
+
 @pytest.mark.parametrize("name", reason_methods.METHODS)
-def test_every_method_makes_a_step(name, tiny_reason_config, tmp_path, monkeypatch):
+def test_every_method_makes_a_step(name, prepared, monkeypatch):
     """Traced, not run: shapes and names of all that a step hands on."""
-    config = tiny_reason_config(loss={"names": (name,), "taus": (0.1,), "judge": "known"})
-    run = reason_stages.prepare(config, tmp_path)
+    run, (params, *_) = prepared
     traced = {}
 
     def trace(*, state, train_step, batches, run_key, **_):
@@ -104,21 +117,19 @@ def test_every_method_makes_a_step(name, tiny_reason_config, tmp_path, monkeypat
         return state
 
     monkeypatch.setattr(runner, "run_stage", trace)
-    params = language_run.compiled_init(run.network)(jax.random.key(0))
-    judge, rewards = reason_stages.make_judges(run, params)
-    monkeypatch.setattr(arena, "ExactArena", lambda *_: None)
-    meeting = reason_stages.make_arena(run, params, judge)
-    reason_stages.optimise(run, name, 0.1, params, judge, rewards, meeting)
+    assert run.data.embedded is not None
+    judge = judging.known(run.data.embedded)
+    meeting = reason_stages.make_arena(run._replace(gold=None), params, judge)
+    reason_stages.optimise(run, name, 0.1, params, judge, judge, meeting)
     assert set(traced["metrics"]) == {
         "loss",
         "grad_norm",
         "updates/skipped",
         "preferences/first",
-        "kl/first",
+        "kl/reference",
         "log_probs/first",
         "lengths/first",
     }
-    assert (rewards is not None) == (name == "rlhf")
 
 
 def test_a_file_of_pairs_trains_judge_and_policy(tiny_reason_config, tmp_path, pairs_file):
@@ -134,23 +145,12 @@ def test_a_file_of_pairs_trains_judge_and_policy(tiny_reason_config, tmp_path, p
     assert np.isnan(rows[1]["exploitability"])
 
 
-def make_arenas(tiny_reason_config, workdir):
-    config = tiny_reason_config(
-        data={"num_evaluation_prompts": 6, "num_held_out_pairs": 512},
-        loss={"judge": "known"},
-        train={"num_evaluation_prompts": 512, "batch_size": 64},
-    )
-    run = reason_stages.prepare(config, workdir)
-    seeds = [jax.random.key(seed) for seed in range(3)]
-    policies = [jax.tree.map(lambda x: 3 * x, networks.init(run.network, key)) for key in seeds]
-    judge, _ = reason_stages.make_judges(run, policies[0])
+def test_sampled_and_exact_figures_agree(prepared):
+    run, policies = prepared
+    judge, rewards = reason_stages.make_judges(run, policies[0])
+    assert rewards is None
     exact = reason_stages.make_arena(run, policies[0], judge)
     sampled = reason_stages.make_arena(run._replace(gold=None), policies[0], judge)
-    return policies, exact, sampled
-
-
-def test_sampled_and_exact_figures_agree(tiny_reason_config, tmp_path):
-    policies, exact, sampled = make_arenas(tiny_reason_config, tmp_path)
     truth, estimate = exact.matrix(policies), sampled.matrix(policies)
     np.testing.assert_allclose(truth.mean + truth.mean.T, 1.0, atol=1e-6)
     np.testing.assert_allclose(estimate.mean + estimate.mean.T, 1.0, atol=1e-12)
