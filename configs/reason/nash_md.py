@@ -1,6 +1,15 @@
 r"""Nash-MD on completions that beat each other in a circle, beside reward maximisation.
 
 Paper: Munos et al., Nash Learning from Human Feedback, 2023, https://arxiv.org/abs/2312.00886
+Command (Nash-MD, self-play, online IPO and RLHF from one start; one method alone; all eleven):
+  python -m bellmax.experiments.reason --config=nash_md --workdir=runs/nash
+  python -m bellmax.experiments.reason --config=nash_md:inpo --workdir=runs/inpo
+  python -m bellmax.experiments.reason --config=nash_md:all --workdir=runs/all
+Cost: 4.5 minutes of CPU time for the four, on a machine of 2 cores without accelerator.
+Expected: the final matrix is exact, over all completions of 32 prompts, by the bench's own law,
+which no method sees. Over seeds 0, 1, 2 Nash-MD beats the start with 0.604, 0.575, 0.549 and RLHF
+with 0.647, 0.631, 0.533 (standard errors over prompts 0.009 to 0.014); on seed 0 self-play beats
+RLHF with 0.648 and online IPO with 0.586, and Nash-MD and self-play part at 0.486.
 """
 
 import ml_collections

@@ -10,8 +10,12 @@ Command (three games of three actions, then one variant, then measured tournamen
   python -m bellmax.experiments.tabular --config=nash_md:random --workdir=runs/random
   python -m bellmax.experiments.tabular --config=nash_md:meta --workdir=runs/meta \
       --config.games.meta_games=FOLDER
-COST
-EXPECTED
+Cost: 15 seconds on 2 CPU cores, each variant as well.
+Expected on the asymmetric cycle at tau = 0.1 after 10,000 steps, KL(equilibrium, policy): Nash-MD
+3.8e-9 on its schedule (slope -2; the bound is 0.08) and 9.2e-4 with a constant step, which is its
+bias; INPO 1.3e-13 (slope -4); mirror descent with a constant step and online IPO at rounding error;
+IPO-MD 1.5e-3; DNO and SPPO 0.78, while the plain gap of their average is 0.004. Nothing is random
+but the games of `random`.
 """
 
 import ml_collections

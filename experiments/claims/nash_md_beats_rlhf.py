@@ -101,7 +101,7 @@ CLAIM = Claim(
         "Nash-MD-PG ahead of SFT and RLHF in the pairwise matrix (summaries, T5X-L); no number "
         "carries over"
     ),
-    budget="3 seeds of warm start, two fitted judges and two policies of 0.1M parameters, 10 min",
+    budget="3 seeds of warm start, two fitted judges and two policies of 0.1M parameters, 9 min",
     acceptance=(
         f"in every seed both exact win rates exceed 1/2 by more than {STANDARD_ERRORS:g} standard "
         "errors over prompts"
