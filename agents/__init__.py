@@ -7,6 +7,7 @@ update)`.
 from bellmax.agents import (
     decoders,
     duels,
+    followers,
     judges,
     language,
     nash,
@@ -38,6 +39,7 @@ __all__ = [
     "SupervisedBatch",
     "decoders",
     "duels",
+    "followers",
     "judges",
     "language",
     "nash",

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PRNGKeyArray
 
-from bellmax.agents import duels, language, opponents, sampling, updates
+from bellmax.agents import duels, followers, language, opponents, sampling, updates
 from bellmax.agents.agent import Agent, DuelBatch, Metrics, Params, PromptBatch
 
 
@@ -179,7 +179,7 @@ def update(
     model: language.LanguageModel,
     optimizer: optax.GradientTransformation,
     loss_fn: duels.DuelLoss,
-    opponent_rule: opponents.OpponentRule | None = None,
+    opponent_rule: followers.FollowRule | None = None,
     chunk_size: int | None = None,
     axis_name: str | None = None,
 ) -> tuple[State, Metrics]:
@@ -246,7 +246,7 @@ def make(
     max_new_tokens: int,
     stop_tokens: Sequence[int] = (),
     temperature: float = 1.0,
-    opponent_rule: opponents.OpponentRule | None = None,
+    opponent_rule: followers.FollowRule | None = None,
     chunk_size: int | None = None,
     axis_name: str | None = None,
 ) -> Agent:
@@ -260,8 +260,8 @@ def make(
       max_new_tokens: most tokens of a completion that `act` samples.
       stop_tokens: ids that end a completion.
       temperature: of `act`; 0 for the most likely tokens.
-      opponent_rule: keeps an earlier or averaged policy in the state (`opponents.every`,
-        `opponents.average`); None where neither laws nor loss read one.
+      opponent_rule: keeps an earlier or averaged policy in the state (`followers.every`,
+        `followers.average`); None where neither laws nor loss read one.
       chunk_size: tokens per chunk of the head, or None to hold all logits at once.
       axis_name: the `pmap` or `shard_map` axis over which batches are spread, or None.
 

@@ -1,13 +1,10 @@
-"""Who sends a completion in a duel, and which earlier policy a state keeps for that."""
+"""Who sends a completion in a duel."""
 
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-import optax
-from jaxtyping import Array, Int, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from bellmax import losses
 from bellmax.agents import decoders, sampling
@@ -97,52 +94,3 @@ def sample(
         index=prompts.index,
         **generation,
     )
-
-
-OpponentRule = Callable[[Params, Params, Int[Array, ""]], Params]
-
-
-def every(num_steps: int) -> OpponentRule:
-    """Keeps the policy of the last multiple of some steps: SPPO's previous iterate, and its kin's.
-
-    Args:
-      num_steps: steps of an iteration, at least 1.
-
-    Returns:
-      `(opponent_params, params, step) -> opponent_params`.
-
-    Raises:
-      ValueError: `num_steps` is below 1.
-    """
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
-
-    def rule(opponent_params, params, step):
-        renew = step % num_steps == 0
-        return jax.tree.map(lambda old, new: jnp.where(renew, new, old), opponent_params, params)
-
-    return rule
-
-
-def average(decay: float) -> OpponentRule:
-    r"""Keeps an exponential average of the policy's parameters: the opponent of Nash-EMA-PG.
-
-    .. math:: \bar\theta_t = (1 - \beta) \theta_t + \beta \bar\theta_{t - 1}
-
-    Args:
-      decay: beta in [0, 1]; 0 is self-play and 1 the first policy for ever.
-
-    Returns:
-      `(opponent_params, params, step) -> opponent_params`.
-
-    Raises:
-      ValueError: `decay` is out of range.
-    """
-    if not 0 <= decay <= 1:
-        raise ValueError(f"decay must be in [0, 1], got {decay}.")
-
-    def rule(opponent_params, params, step):
-        del step
-        return optax.incremental_update(params, opponent_params, 1 - decay)
-
-    return rule

@@ -1,11 +1,15 @@
 """Environments and generators: pure functions whose laws are known."""
 
-from bellmax.envs import cyclic_bench, gold_bench, preference_games, preference_mdp
+from bellmax.envs import cyclic_bench, gold_bench, preference_games, preference_mdp, wrappers
+from bellmax.envs.environment import ArraySpec, DiscreteSpec, Environment
 from bellmax.envs.preference_games import PreferenceGame
 from bellmax.envs.preference_mdp import PreferenceMDP
 from bellmax.envs.types import TimeStep
 
 __all__ = [
+    "ArraySpec",
+    "DiscreteSpec",
+    "Environment",
     "PreferenceGame",
     "PreferenceMDP",
     "TimeStep",
@@ -13,4 +17,5 @@ __all__ = [
     "gold_bench",
     "preference_games",
     "preference_mdp",
+    "wrappers",
 ]

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from bellmax.agents import duels, language, opponents
+from bellmax.agents import duels, followers, language, opponents
 from bellmax.experiments import config as config_lib
 from bellmax.experiments import errors
 
@@ -41,7 +41,7 @@ class Method(NamedTuple):
     first: opponents.Law
     second: opponents.Law
     loss_fn: duels.DuelLoss
-    opponent_rule: opponents.OpponentRule | None = None
+    opponent_rule: followers.FollowRule | None = None
     on_rewards: bool = False
 
 
@@ -58,12 +58,12 @@ def _against(model: Model, second: opponents.Law, tau: float) -> Method:
 
 def _nash_ema(model: Model, options: MethodOptions) -> Method:
     method = _against(model, opponents.opponent(model), options.tau)
-    return method._replace(opponent_rule=opponents.average(options.average_decay))
+    return method._replace(opponent_rule=followers.average(options.average_decay))
 
 
 def _iterated(model: Model, options: MethodOptions, loss_fn: duels.DuelLoss) -> Method:
     method = _alone(opponents.opponent(model), loss_fn)
-    return method._replace(opponent_rule=opponents.every(options.iteration_steps))
+    return method._replace(opponent_rule=followers.every(options.iteration_steps))
 
 
 METHODS: dict[str, Callable[[Model, MethodOptions], Method]] = {

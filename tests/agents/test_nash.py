@@ -9,7 +9,16 @@ import optax
 import pytest
 
 from bellmax import losses
-from bellmax.agents import DuelBatch, PromptBatch, duels, language, nash, networks, opponents
+from bellmax.agents import (
+    DuelBatch,
+    PromptBatch,
+    duels,
+    followers,
+    language,
+    nash,
+    networks,
+    opponents,
+)
 
 CONFIG = networks.TransformerConfig(
     vocab_size=3, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=4, embed_dim=8, mlp_dim=12
@@ -173,11 +182,11 @@ def test_laws_sample_from_whom_they_say():
 
 def test_rules_keep_the_previous_or_an_average():
     old, new = {"w": jnp.array([1.0])}, {"w": jnp.array([3.0])}
-    rule = opponents.every(4)
+    rule = followers.every(4)
     assert float(rule(old, new, jnp.array(3))["w"][0]) == 1.0
     assert float(rule(old, new, jnp.array(4))["w"][0]) == 3.0
     for decay, expected in ((0.0, 3.0), (0.75, 1.5), (1.0, 1.0)):
-        kept = opponents.average(decay)(old, new, jnp.array(1))
+        kept = followers.average(decay)(old, new, jnp.array(1))
         np.testing.assert_allclose(kept["w"], expected)
 
 
@@ -195,7 +204,7 @@ def make_agent(loss_fn, **kwargs):
 def test_state_can_be_donated_and_holds_an_opponent_only_where_asked():
     plain = make_agent(LOSSES["nash_md_pg"]).init(jax.random.key(0))
     assert plain.opponent_params == ()
-    agent = make_agent(LOSSES["sppo"], opponent_rule=opponents.every(2))
+    agent = make_agent(LOSSES["sppo"], opponent_rule=followers.every(2))
     state = agent.init(jax.random.key(0), params=make_params(0))
     batch = all_duels(state.params, jnp.ones((9, 9)))
     step = jax.jit(agent.update, donate_argnums=0)
@@ -252,8 +261,8 @@ def test_self_play_finds_the_regularised_equilibrium():
     ("make", "message"),
     [
         (lambda: opponents.mixture(MODEL, 1.5), r"weight must be in \[0, 1\], got 1.5"),
-        (lambda: opponents.every(0), "num_steps must be at least 1, got 0"),
-        (lambda: opponents.average(-0.1), r"decay must be in \[0, 1\], got -0.1"),
+        (lambda: followers.every(0), "num_steps must be at least 1, got 0"),
+        (lambda: followers.average(-0.1), r"decay must be in \[0, 1\], got -0.1"),
         (lambda: make_agent(LOSSES["sppo"], chunk_size=4), "chunk_size needs a model"),
     ],
 )
