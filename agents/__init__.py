@@ -5,11 +5,13 @@ update)`.
 """
 
 from bellmax.agents import (
+    conversations,
     decoders,
     duels,
     followers,
     judges,
     language,
+    mtpo,
     nash,
     networks,
     opponents,
@@ -26,6 +28,7 @@ from bellmax.agents.agent import (
     Params,
     PreferenceBatch,
     PromptBatch,
+    SequenceBatch,
     SupervisedBatch,
 )
 
@@ -36,12 +39,15 @@ __all__ = [
     "Params",
     "PreferenceBatch",
     "PromptBatch",
+    "SequenceBatch",
     "SupervisedBatch",
+    "conversations",
     "decoders",
     "duels",
     "followers",
     "judges",
     "language",
+    "mtpo",
     "nash",
     "networks",
     "opponents",

@@ -117,3 +117,33 @@ class DuelBatch(NamedTuple):
     # The field's name is fixed for every batch; nobody looks for a value in a batch by tuple.index.
     index: Int[Array, " B"] | None = None  # pyright: ignore[reportIncompatibleMethodOverride]
     weight: Float[Array, " B"] | None = None
+
+
+class SequenceBatch(NamedTuple):
+    """Sequences of T transitions of any behaviour.
+
+    A transition after one that terminated or was truncated begins the next episode: its action was
+    not taken and its reward is 0, as `envs.wrappers.auto_reset` hands them over. A sequence whose
+    first transition is such a one has weight 0.
+
+    Attributes:
+      observations: x_0 .. x_T; the last one of an episode is its own, not the next one's first.
+        [B, T + 1, ...].
+      actions: a_0 .. a_{T - 1}. [B, T], integers.
+      rewards: of each transition. [B, T].
+      terminated: whether the transition ended the episode by itself. [B, T].
+      truncated: whether it was cut off there. [B, T].
+      behaviour_probs: law of the actions at x_0 .. x_{T - 1} when they were taken. [B, T, A].
+      index: number of the sequence in its replay; None for 0..B-1. [B].
+      weight: weight of the sequence in every average; None for ones. [B].
+    """
+
+    observations: Float[Array, "B T+1 ..."]
+    actions: Int[Array, "B T"]
+    rewards: Float[Array, "B T"]
+    terminated: Array
+    truncated: Array
+    behaviour_probs: Float[Array, "B T A"]
+    # The field's name is fixed for every batch; nobody looks for a value in a batch by tuple.index.
+    index: Int[Array, " B"] | None = None  # pyright: ignore[reportIncompatibleMethodOverride]
+    weight: Float[Array, " B"] | None = None

@@ -1,6 +1,15 @@
 """Environments and generators: pure functions whose laws are known."""
 
-from bellmax.envs import cyclic_bench, gold_bench, preference_games, preference_mdp, wrappers
+from bellmax.envs import (
+    cyclic_bench,
+    dialogue,
+    dialogue_exact,
+    gold_bench,
+    preference_bandit,
+    preference_games,
+    preference_mdp,
+    wrappers,
+)
 from bellmax.envs.environment import ArraySpec, DiscreteSpec, Environment
 from bellmax.envs.preference_games import PreferenceGame
 from bellmax.envs.preference_mdp import PreferenceMDP
@@ -14,7 +23,10 @@ __all__ = [
     "PreferenceMDP",
     "TimeStep",
     "cyclic_bench",
+    "dialogue",
+    "dialogue_exact",
     "gold_bench",
+    "preference_bandit",
     "preference_games",
     "preference_mdp",
     "wrappers",

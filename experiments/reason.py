@@ -1,11 +1,13 @@
 """Trains a language policy on its own completions, decided by a judge; then lets policies meet.
 
     python -m bellmax.experiments.reason --config=nash_md --workdir=runs/nash
-    python -m bellmax.experiments.reason --config=nash_md:online_ipo --workdir=runs/ipo
-    --config.train.num_steps=800
+    python -m bellmax.experiments.reason --config=nash_md:online_ipo --workdir=runs/ipo \
+        --config.train.num_steps=800
+    python -m bellmax.experiments.reason --config=mtpo --workdir=runs/mtpo
 
 Stages: a supervised warm start, which is the reference; judges fitted to preference pairs where the
-config asks for one; one stage a method. The folder of the run receives checkpoints,
+config asks for one; one stage a method. Configs whose `data.source` is "dialogue" train on whole
+conversations instead (`dialogue_training`). The folder of the run receives checkpoints,
 `metrics.jsonl`, TensorBoard events, `result.json`, `winner_matrix.png` and `learning_curves.png`.
 The same command resumes a run that was stopped, bit for bit.
 """
@@ -23,6 +25,8 @@ import bellmax
 from bellmax.agents import networks
 from bellmax.experiments import config as config_lib
 from bellmax.experiments import (
+    dialogue_config,
+    dialogue_training,
     errors,
     language_run,
     mesh,
@@ -99,10 +103,15 @@ def main(argv: Sequence[str]) -> None:
         raise errors.UserError(f"Unknown arguments: {' '.join(argv[1:])}.")
     assert _FLAGS is not None
     config, workdir = _FLAGS.read()
-    parsed = config_lib.to_dataclass(reason_config.ReasonConfig, config)
+    turns = config.to_dict()["data"]["source"] == "dialogue"
+    kind = dialogue_config.DialogueConfig if turns else reason_config.ReasonConfig
+    parsed = config_lib.to_dataclass(kind, config)
     mesh.initialize_distributed()
     config_lib.save_run_config(workdir, config)
-    train(parsed, workdir)
+    if isinstance(parsed, dialogue_config.DialogueConfig):
+        dialogue_training.train(parsed, workdir)
+    else:
+        train(parsed, workdir)
 
 
 if __name__ == "__main__":

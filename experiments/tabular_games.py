@@ -43,7 +43,11 @@ def make_game(name: str, config: TabularConfig) -> PreferenceGame:
     if name in _NAMED:
         game = _NAMED[name]()
     elif name in meta_games.NAMES:
-        game = meta_games.load(name, config.games.meta_games or ".").game
+        if not config.games.meta_games:
+            raise errors.UserError(
+                f"config.games.meta_games is empty: it must name the folder of {name!r}."
+            )
+        game = meta_games.load(name, config.games.meta_games).game
     elif kind == "random":
         num_actions = tabular_config.count(_NAME_KEY, name, text, 2)
         key = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(name.encode()))
@@ -128,9 +132,20 @@ def check_methods(config: TabularConfig) -> None:
             )
 
 
+METRICS = (
+    "kl/equilibrium",
+    "kl/reference",
+    "gap",
+    "gap_unregularised",
+    "gap_unregularised/average",
+)
+
+
 @jax.jit
 def divergence(target: Float[Array, "... A"], policy: Float[Array, "... A"]) -> Float[Array, "..."]:
     """Returns KL(target, policy), exact to its own rounding where the two are nearly equal.
+
+    A probability that has underflowed to 0 counts as the smallest there is, so that all is finite.
 
     Args:
       target: laws. [..., A].
@@ -140,11 +155,16 @@ def divergence(target: Float[Array, "... A"], policy: Float[Array, "... A"]) -> 
       Divergences, nats, at least 0. [...].
     """
     taken = target > 0
+    policy = jnp.maximum(policy, jnp.finfo(policy.dtype).tiny)
     # p log(p / q) = p (x - log(1 + x)) + p - q with x = q / p - 1; the differences sum to what the
     # policy has where the target has nothing.
-    x = jnp.where(taken, policy / jnp.where(taken, target, 1) - 1, 0)
+    safe = jnp.where(taken, target, 1)
+    x = jnp.where(taken, policy / safe - 1, 0)
+    # Near -1 all that is left of x is its rounding error.
+    near = x > -0.5
+    logs = jnp.where(near, jnp.log1p(jnp.where(near, x, 0)), jnp.log(policy) - jnp.log(safe))
     outside = jnp.where(taken, 0, policy)
-    return jnp.sum(target * (x - jnp.log1p(x)) + outside, axis=-1)
+    return jnp.sum(target * (x - logs) + outside, axis=-1)
 
 
 def evaluate(
@@ -163,7 +183,7 @@ def evaluate(
       the regularised game, and gaps of the plain game, of the policy and of the average so far.
     """
     found = _evaluate(game, equilibrium, policies, tau)
-    return {name: np.asarray(values) for name, values in found.items()}
+    return {name: np.asarray(values) for name, values in zip(METRICS, found, strict=True)}
 
 
 @jax.jit
@@ -174,13 +194,13 @@ def _evaluate(game, equilibrium, policies, tau):
     def gaps(policies, temperature):
         return jax.vmap(lambda policy: losses.duality_gap(policy, *game, tau=temperature))(policies)
 
-    return {
-        "kl/equilibrium": divergence(equilibrium, policies),
-        "kl/reference": divergence(policies, game.reference),
-        "gap": gaps(policies, tau),
-        "gap_unregularised": gaps(policies, 0.0),
-        "gap_unregularised/average": gaps(averages, 0.0),
-    }
+    return (
+        divergence(equilibrium, policies),
+        divergence(policies, game.reference),
+        gaps(policies, tau),
+        gaps(policies, 0.0),
+        gaps(averages, 0.0),
+    )
 
 
 def bound(steps: np.ndarray, tau: float) -> np.ndarray:

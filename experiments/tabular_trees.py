@@ -26,6 +26,10 @@ _MOST_STATES = 1024
 # much further from the reference at the same weight. From a quarter of alpha to 64 times alpha.
 RLHF_FACTORS = tuple(2.0 ** np.arange(-2, 6.25, 0.25))
 
+# What `baselines` and `compare` return, in their order.
+BASELINES = ("reference", "single_turn", "multi_turn_rlhf", "multi_turn_rlhf_tuned")
+_SCORES = ("win_rate", "regularised_win_rate", "kl/reference", "gap")
+
 Policy = Float[Array, "H X Y"]
 
 
@@ -94,7 +98,8 @@ def baselines(
       divergence, out of `RLHF_FACTORS` times alpha, that loses least to the equilibrium; and the
       equilibrium of each turn's own game.
     """
-    return _baselines(tree, equilibrium, alpha)
+    found = _baselines(tree, equilibrium, alpha)
+    return dict(zip(BASELINES, found, strict=True))
 
 
 @jax.jit
@@ -109,14 +114,11 @@ def _baselines(tree, equilibrium, alpha):
         return tabular.regularised_win_rate(equilibrium, policy, *tree, alpha=alpha)
 
     tuned = jax.vmap(rlhf)(alpha * jnp.array(RLHF_FACTORS))
-    return {
-        "reference": tree.reference,
-        "multi_turn_rlhf": rlhf(alpha),
-        "multi_turn_rlhf_tuned": tuned[jnp.argmin(jax.vmap(loss)(tuned))],
-        "single_turn": tabular.per_turn_equilibrium(
-            tree.transition, tree.final_preference, tree.reference, alpha=alpha
-        ),
-    }
+    single_turn = tabular.per_turn_equilibrium(
+        tree.transition, tree.final_preference, tree.reference, alpha=alpha
+    )
+    best = jnp.argmin(jax.vmap(loss)(tuned))
+    return tree.reference, single_turn, rlhf(alpha), tuned[best]
 
 
 def divergences(
@@ -178,23 +180,22 @@ def compare(
       A row a policy: the champion's plain and regularised win-rate against it, its divergence from
       the reference and its duality gap.
     """
-    return [
-        {"policy": name}
-        | {key: float(value) for key, value in _scores(tree, policy, champion, alpha).items()}
-        for name, policy in policies.items()
-    ]
+    rows = []
+    for name, policy in policies.items():
+        scores = map(float, _scores(tree, policy, champion, alpha))
+        rows.append({"policy": name, **dict(zip(_SCORES, scores, strict=True))})
+    return rows
 
 
 @jax.jit
 def _scores(tree, policy, champion, alpha):
     kl = tabular.trajectory_kl(policy, tree.reference, tree.transition, tree.initial_state)
-    return {
-        "win_rate": tabular.regularised_win_rate(champion, policy, *tree, alpha=0.0),
-        "regularised_win_rate": tabular.regularised_win_rate(champion, policy, *tree, alpha=alpha),
-        # Rounding may leave less than nothing.
-        "kl/reference": jnp.maximum(kl, 0),
-        "gap": tabular.multi_turn_duality_gap(policy, *tree, alpha=alpha),
-    }
+    return (
+        tabular.regularised_win_rate(champion, policy, *tree, alpha=0.0),
+        tabular.regularised_win_rate(champion, policy, *tree, alpha=alpha),
+        jnp.maximum(kl, 0),  # Rounding may leave less than nothing.
+        tabular.multi_turn_duality_gap(policy, *tree, alpha=alpha),
+    )
 
 
 def panel(

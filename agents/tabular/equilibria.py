@@ -100,7 +100,8 @@ def regularised_nash(
 
     of the payoff P(pi over pi') - tau KL(pi, mu) + tau KL(pi', mu). Damped Newton steps, which
     converge from anywhere for every tau > 0 (the module says why); about 4 of them at tau = 0.1, 10
-    at 0.01. An action that the reference never takes has probability 0.
+    at 0.01. An action that the reference never takes has probability 0. Reverse-mode derivatives do
+    not pass through the search.
 
     Args:
       preference: probability that the row's action beats the column's; preference + its transpose

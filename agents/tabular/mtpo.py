@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from bellmax.agents.tabular import _games, multi_turn
-from bellmax.agents.tabular.multi_turn import State
+from bellmax.agents.tabular.multi_turn import StateIndex
 from bellmax.losses import _checks
 from bellmax.losses._checks import Knob
 
@@ -83,7 +83,7 @@ def mtpo_iterates(
     transition: Float[Array, "H X Y X"],
     final_preference: Float[Array, "X X"],
     reference: Float[Array, "H X Y"],
-    initial_state: State = 0,
+    initial_state: StateIndex = 0,
     *,
     alpha: Knob,
     num_steps: int,
@@ -134,7 +134,7 @@ def mtpo(
     transition: Float[Array, "H X Y X"],
     final_preference: Float[Array, "X X"],
     reference: Float[Array, "H X Y"],
-    initial_state: State = 0,
+    initial_state: StateIndex = 0,
     *,
     alpha: Knob,
     num_steps: int,
@@ -180,7 +180,7 @@ def mtpo_mixture_iterates(
     transition: Float[Array, "H X Y X"],
     final_preference: Float[Array, "X X"],
     reference: Float[Array, "H X Y"],
-    initial_state: State = 0,
+    initial_state: StateIndex = 0,
     *,
     alpha: Knob,
     num_steps: int,
@@ -229,7 +229,7 @@ def mtpo_mixture(
     transition: Float[Array, "H X Y X"],
     final_preference: Float[Array, "X X"],
     reference: Float[Array, "H X Y"],
-    initial_state: State = 0,
+    initial_state: StateIndex = 0,
     *,
     alpha: Knob,
     num_steps: int,

@@ -23,7 +23,8 @@ from jaxtyping import Array, Float, Int
 from bellmax.losses import _checks
 from bellmax.losses._checks import Knob
 
-State = int | Int[Array, ""]
+# Where conversations start: an index, which may be traced.
+StateIndex = int | Int[Array, ""]
 
 
 def arguments(transition: Array, **others: Array) -> tuple[Float[Array, "..."], ...]:
@@ -62,7 +63,9 @@ def arguments(transition: Array, **others: Array) -> tuple[Float[Array, "..."], 
 
 
 def occupancy(
-    policy: Float[Array, "H X Y"], transition: Float[Array, "H X Y X"], initial_state: State = 0
+    policy: Float[Array, "H X Y"],
+    transition: Float[Array, "H X Y X"],
+    initial_state: StateIndex = 0,
 ) -> Float[Array, "H+1 X"]:
     """Returns the law of the state at each turn and at the end.
 
@@ -77,6 +80,10 @@ def occupancy(
     Raises:
       ValueError: a shape is wrong.
       TypeError: an array is not floating point.
+
+    References:
+      Shani et al., Multi-turn Reinforcement Learning from Preference Human Feedback, 2024.
+      https://arxiv.org/abs/2405.14655
     """
     moves, pi = arguments(transition, policy=policy)
     return _occupancy(pi, moves, initial_state)
@@ -96,7 +103,9 @@ def _occupancy(pi, moves, initial_state):
 
 
 def final_law(
-    policy: Float[Array, "H X Y"], transition: Float[Array, "H X Y X"], initial_state: State = 0
+    policy: Float[Array, "H X Y"],
+    transition: Float[Array, "H X Y X"],
+    initial_state: StateIndex = 0,
 ) -> Float[Array, " X"]:
     """Returns the law of the state at the end, the last row of `occupancy`.
 
@@ -111,6 +120,10 @@ def final_law(
     Raises:
       ValueError: a shape is wrong.
       TypeError: an array is not floating point.
+
+    References:
+      Shani et al., Multi-turn Reinforcement Learning from Preference Human Feedback, 2024.
+      https://arxiv.org/abs/2405.14655
     """
     return occupancy(policy, transition, initial_state)[-1]
 
@@ -179,7 +192,7 @@ def preference_values(
     transition: Float[Array, "H X Y X"],
     final_preference: Float[Array, "X X"],
     reference: Float[Array, "H X Y"],
-    initial_state: State = 0,
+    initial_state: StateIndex = 0,
     *,
     alpha: Knob,
 ) -> Float[Array, "H X Y"]:
@@ -220,7 +233,7 @@ def trajectory_kl(
     policy: Float[Array, "H X Y"],
     reference: Float[Array, "H X Y"],
     transition: Float[Array, "H X Y X"],
-    initial_state: State = 0,
+    initial_state: StateIndex = 0,
 ) -> Float[Array, ""]:
     r"""Returns the divergence of whole conversations under two policies.
 
@@ -262,7 +275,7 @@ def regularised_win_rate(
     transition: Float[Array, "H X Y X"],
     final_preference: Float[Array, "X X"],
     reference: Float[Array, "H X Y"],
-    initial_state: State = 0,
+    initial_state: StateIndex = 0,
     *,
     alpha: Knob,
 ) -> Float[Array, ""]:
@@ -350,7 +363,7 @@ def multi_turn_duality_gap(
     transition: Float[Array, "H X Y X"],
     final_preference: Float[Array, "X X"],
     reference: Float[Array, "H X Y"],
-    initial_state: State = 0,
+    initial_state: StateIndex = 0,
     *,
     alpha: Knob,
 ) -> Float[Array, ""]:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from bellmax.agents.tabular import _games, equilibria, multi_turn
-from bellmax.agents.tabular.multi_turn import State
+from bellmax.agents.tabular.multi_turn import StateIndex
 from bellmax.losses import _checks
 from bellmax.losses._checks import Knob
 
@@ -58,7 +58,7 @@ def multi_turn_equilibrium(
     transition: Float[Array, "H X Y X"],
     final_preference: Float[Array, "X X"],
     reference: Float[Array, "H X Y"],
-    initial_state: State = 0,
+    initial_state: StateIndex = 0,
     *,
     alpha: Knob,
 ) -> Float[Array, "H X Y"]:

@@ -1,4 +1,4 @@
-"""Run by test_mtpo.py with 8 forced host devices: each layout must equal one device.
+"""Run by test_device_layouts.py with 8 forced host devices: each layout must equal one device.
 
 The rows carry unequal weights and unequal numbers of turns, and one device sees no counted row at
 all, so that a mean of means, of losses or of advantages, would fail.
@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from bellmax.agents import mtpo, optimizers
+from bellmax.agents import conversations, mtpo, optimizers
 from bellmax.agents.language import LanguageModel
 
 VOCAB, SIZE, TURNS = 5, 16, 2
@@ -57,7 +57,7 @@ def make_batch():
         np.arange(SIZE),
         weight,
     )
-    return mtpo.ConversationBatch(*map(jnp.asarray, rows))
+    return conversations.ConversationBatch(*map(jnp.asarray, rows))
 
 
 def check(name, result, expected):

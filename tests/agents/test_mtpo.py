@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from bellmax import agents
-from bellmax.agents import language, mtpo
+from bellmax.agents import conversations, language, mtpo
 from bellmax.envs import dialogue, dialogue_exact
 from bellmax.experiments import dialogue_policies
 
@@ -172,7 +172,7 @@ def test_expected_step_of_the_single_turn_baseline_sees_each_turn_alone():
 def test_turns_add_up_the_log_probabilities_of_their_tokens():
     tokens = jnp.asarray(dialogue_exact.enumerate_conversations(GAME)[100:104])
     batch, state = dialogue_policies.as_batch(tokens, GAME), start()
-    laws = jax.jit(functools.partial(mtpo.turn_laws, MODEL))(
+    laws = jax.jit(functools.partial(conversations.turn_laws, MODEL))(
         state.params, state.reference_params, batch
     )
     # Nothing is illegal here, as in the plain path that every agent shares.
@@ -194,7 +194,7 @@ def test_turns_add_up_the_log_probabilities_of_their_tokens():
 def test_advantages_of_three_turns_by_hand():
     # Rewards -0.01 (0.1, 0.2, 0.05) and 0.8 at the end: (-.001, -.002, .7995). Errors .049, .048,
     # .1995; at lambda .95: .1995, .048 + .95 .1995 = .237525, .049 + .95 .237525 = .27464875.
-    laws = mtpo.TurnLaws(
+    laws = conversations.TurnLaws(
         jnp.zeros((1, 3)), jnp.array([[0.1, 0.2, 0.05]]), jnp.array([[0.5, 0.55, 0.6]])
     )
     advantages, targets = mtpo.advantages_and_targets(
@@ -278,7 +278,7 @@ def test_normalising_divides_the_whole_policy_loss():
     legal = jnp.array(LEGAL)
 
     def parts(params):
-        laws = mtpo.turn_laws(MODEL, params, state.reference_params, batch, legal=legal)
+        laws = conversations.turn_laws(MODEL, params, state.reference_params, batch, legal=legal)
         advantages, _ = mtpo.advantages_and_targets(
             laws, batch.preferences, batch.turn_mask, alpha=ALPHA, trace_decay=0.95
         )

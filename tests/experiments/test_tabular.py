@@ -139,6 +139,10 @@ def test_divergence_of_neighbours_is_exact():
         far = jnp.array([0.1, 0.2, 0.6, 0.1])
         plain = 0.5 * np.log(5) + 0.3 * np.log(1.5) + 0.2 * np.log(1 / 3)
         np.testing.assert_allclose(tabular_games.divergence(target, far), plain, rtol=1e-12)
+        # What has underflowed counts as the smallest number: 0.5 * (log 0.5 - log 2.2e-308) + ...
+        lost = jnp.array([0.0, 0.5, 0.5, 0.0])
+        least = 0.5 * np.log(0.5 / np.finfo(float).tiny) + 0.3 * np.log(0.6) + 0.2 * np.log(0.4)
+        np.testing.assert_allclose(tabular_games.divergence(target, lost), least, rtol=1e-12)
 
 
 def test_points_are_spread_and_hold_the_powers_of_ten():
@@ -176,7 +180,11 @@ ONE_GAME = {"games": {"names": ("dice",), "methods": ("nash_md",)}}
         ({"games": {"names": ("random:x",), "methods": ("dno",)}}, ["random:x", "whole number"]),
         ({"games": {"names": ("rater_types:2",), "methods": ("dno",)}}, ["imbalance"]),
         ({"games": {"names": ("rater_types:x",), "methods": ("dno",)}}, ["games.names", "'x'"]),
-        ({"games": {"names": ("soccer",), "methods": ("dno",)}}, ["soccer_winrates.txt"]),
+        ({"games": {"names": ("soccer",), "methods": ("dno",)}}, ["meta_games is empty"]),
+        (
+            {"games": {"names": ("rrps",), "methods": ("dno",), "meta_games": "no/such"}},
+            ["no/such/rrps_bots.npz"],
+        ),
         ({"games": {**ONE_GAME["games"], "tau": 0.0}}, ["games.tau", "positive"]),
         ({"games": {**ONE_GAME["games"], "mixture": 2.0}}, ["games.mixture"]),
         ({"games": {**ONE_GAME["games"], "reference": (0.5, 0.4)}}, ["sum to 1"]),

@@ -91,17 +91,23 @@ def tournament(rng, shape):
     return rng.integers(0, 2, shape) - 0.5
 
 
-@pytest.mark.parametrize("num_actions", [2, 3, 10, 50])
-@pytest.mark.parametrize("draw", [uniform, tournament])
-def test_any_game_at_any_temperature(num_actions, draw):
-    games, references = random_games(num_actions, 8, num_actions, draw)
-    temperatures = np.array([0.005, 0.01, 0.03, 0.1, 1.0, 100.0])
+@jax.jit
+def solve_all(games, references, temperatures):
+    """Every game at every temperature. [N, T, A]."""
 
     def solve(game, reference, tau):
         return tabular.regularised_nash(game, reference, tau=tau)
 
-    over_games = jax.vmap(jax.vmap(solve, (None, None, 0)), (0, 0, None))
-    found = np.asarray(jax.jit(over_games)(games, references, temperatures))
+    over_temperatures = jax.vmap(solve, (None, None, 0))
+    return jax.vmap(over_temperatures, (0, 0, None))(games, references, temperatures)
+
+
+@pytest.mark.parametrize("num_actions", [2, 10, 50])
+@pytest.mark.parametrize("draw", [uniform, tournament])
+def test_any_game_at_any_temperature(num_actions, draw):
+    games, references = random_games(num_actions, 8, num_actions, draw)
+    temperatures = np.array([0.005, 0.01, 0.03, 0.1, 1.0, 100.0])
+    found = np.asarray(solve_all(games, references, temperatures))
     np.testing.assert_allclose(found.sum(axis=-1), 1, atol=1e-12)
     for game, reference, policies in zip(games, references, found, strict=True):
         for tau, policy in zip(temperatures, policies, strict=True):
