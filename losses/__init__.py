@@ -2,23 +2,24 @@
 
 Conventions, the same in every function:
 
-- `...` is any leading shape; `T` counts tokens or steps, `V` the vocabulary, `D` features. A loss
-returns one value per
-  example `[...]` and never averages over a batch.
+- `...` is any leading shape; `T` counts tokens or steps, `V` the vocabulary, `D` features, `A`
+  actions, `K` or `N` the atoms of a law. A loss returns one value per example `[...]` and never
+  averages over a batch.
 - Arrays are positional and of one shape: `[B, 1]` against `[B]` is refused, not broadcast.
-Hyper-parameters are
-  keyword-only and may be traced; Python numbers are checked, traced values cannot be.
+  Hyper-parameters are keyword-only and may be traced; Python numbers are checked, traced values
+  cannot be.
 - Log-probabilities are in nats. A log-ratio is `log pi - log pi_ref` of a whole completion, summed
-over its tokens. - bfloat16 and float16 are computed in float32 and come back as float32; float64
-stays. - A mask is 1 where an entry counts. What a masked entry holds, NaN and infinity included,
-changes neither
-  value nor gradient.
+  over its tokens.
+- bfloat16 and float16 are computed in float32 and come back as float32; float64 stays.
+- A mask is 1 where an entry counts. What a masked entry holds, NaN and infinity included, changes
+  neither value nor gradient.
 - What a paper holds constant is gradient-stopped inside, and the docstring says so; a reference
-inside a log-ratio is the
-  caller's to stop.
-- A variant is a function passed in (`convex_fn=losses.hinge`), never a string.
+  inside a log-ratio is the caller's to stop.
+- A variant is a function passed in (`convex_fn=losses.hinge`), not a string; `kind` and `estimator`
+  pick one of a few fixed names.
 """
 
+from bellmax.losses.categorical import categorical_loss, categorical_projection
 from bellmax.losses.chunked_log_probs import chunked_token_log_probs
 from bellmax.losses.contrastive import cpl_dense_loss, cpl_loss, segment_scores
 from bellmax.losses.convex import (
@@ -30,13 +31,31 @@ from bellmax.losses.convex import (
     squared,
     truncated_quadratic,
 )
+from bellmax.losses.distributional import (
+    categorical_cdf,
+    categorical_cvar,
+    categorical_mean,
+    quantile_cdf,
+    quantile_cvar,
+    quantile_mean,
+)
 from bellmax.losses.log_probs import kl_estimate, sequence_log_probs, token_log_probs
 from bellmax.losses.multi_turn import mtpo_policy_loss, mtpo_turn_rewards, mtpo_value_loss
+from bellmax.losses.multistep import (
+    WeightedTargets,
+    categorical_multistep_target,
+    quantile_multistep_target,
+)
 from bellmax.losses.nash import geometric_mixture_logits, nash_md_pg_loss, nash_md_pg_token_loss
 from bellmax.losses.nash_game import (
     duality_gap,
     regularised_best_response,
     regularised_preference,
+)
+from bellmax.losses.off_policy_returns import (
+    off_policy_returns,
+    q_lambda_returns,
+    retrace_returns,
 )
 from bellmax.losses.preference import (
     dpo_loss,
@@ -58,7 +77,14 @@ from bellmax.losses.preference_variants import (
     sppo_completion_loss,
     sppo_loss,
 )
-from bellmax.losses.returns import generalised_advantages
+from bellmax.losses.quantile import quantile_huber_loss
+from bellmax.losses.returns import (
+    VTrace,
+    generalised_advantages,
+    lambda_returns,
+    n_step_returns,
+    vtrace_returns,
+)
 from bellmax.losses.reward_modelling import (
     antisymmetric_logits,
     bradley_terry_loss,
@@ -72,12 +98,30 @@ from bellmax.losses.self_play import (
     online_ipo_loss,
     online_pair_loss,
 )
+from bellmax.losses.traces import (
+    TraceFn,
+    importance_traces,
+    one_step_traces,
+    q_lambda_traces,
+    retrace_traces,
+    td_lambda_traces,
+    tree_backup_traces,
+)
 
 __all__ = [
     "ConvexFn",
     "PairwiseLoss",
+    "TraceFn",
+    "VTrace",
+    "WeightedTargets",
     "antisymmetric_logits",
     "bradley_terry_loss",
+    "categorical_cdf",
+    "categorical_cvar",
+    "categorical_loss",
+    "categorical_mean",
+    "categorical_multistep_target",
+    "categorical_projection",
     "chunked_token_log_probs",
     "cpl_dense_loss",
     "cpl_loss",
@@ -91,26 +135,40 @@ __all__ = [
     "gpo_loss",
     "hinge",
     "implicit_rewards",
+    "importance_traces",
     "inpo_loss",
     "ipo_loss",
     "kl_estimate",
     "kto_baseline",
     "kto_loss",
+    "lambda_returns",
     "length_normalised_dpo_loss",
     "logistic",
     "mtpo_policy_loss",
     "mtpo_turn_rewards",
     "mtpo_value_loss",
+    "n_step_returns",
     "nash_md_pg_loss",
     "nash_md_pg_token_loss",
+    "off_policy_returns",
+    "one_step_traces",
     "online_ipo_loss",
     "online_pair_loss",
     "orpo_loss",
     "pairwise_preference_loss",
     "preference_accuracy",
     "preference_margin",
+    "q_lambda_returns",
+    "q_lambda_traces",
+    "quantile_cdf",
+    "quantile_cvar",
+    "quantile_huber_loss",
+    "quantile_mean",
+    "quantile_multistep_target",
     "regularised_best_response",
     "regularised_preference",
+    "retrace_returns",
+    "retrace_traces",
     "robust_dpo_loss",
     "rpo_loss",
     "savage",
@@ -121,6 +179,9 @@ __all__ = [
     "sppo_completion_loss",
     "sppo_loss",
     "squared",
+    "td_lambda_traces",
     "token_log_probs",
+    "tree_backup_traces",
     "truncated_quadratic",
+    "vtrace_returns",
 ]

@@ -9,7 +9,7 @@ import numpy as np
 
 from bellmax import losses
 
-STEPS, FEATURES, VOCABULARY, SEGMENTS, ACTIONS = 4, 3, 5, 3, 3
+STEPS, FEATURES, VOCABULARY, SEGMENTS, ACTIONS, ATOMS = 4, 3, 5, 3, 3, 5
 
 
 class Case(NamedTuple):
@@ -18,7 +18,8 @@ class Case(NamedTuple):
     Attributes:
       function: the loss, with its hyper-parameters bound.
       arguments: kind of each array: "real", "log_prob", "unit", "sign", "length", "mask", "token",
-        with the axes that follow the leading shape; "head" has no leading shape.
+        "action", with the axes that follow the leading shape; "head" and "support", which
+        increases, have no leading shape.
       constant: positions of real arguments that the method holds constant.
     """
 
@@ -27,26 +28,27 @@ class Case(NamedTuple):
     constant: tuple[int, ...] = ()
 
     def make(self, shape: tuple[int, ...], seed: int = 0) -> tuple[np.ndarray, ...]:
-        """Returns arrays with a leading shape: float32, or int32 for tokens and lengths."""
+        """Returns arrays with a leading shape: float32, or int32 for what is counted."""
         rng = np.random.default_rng(seed)
         return tuple(_draw(rng, kind, shape, axes) for kind, axes in self.arguments)
 
     @property
     def real(self) -> tuple[int, ...]:
         """Positions of the floating-point arguments that are no mask."""
-        other = ("mask", "token", "length", "sign")
+        other = ("mask", "token", "action", "length", "sign")
         return tuple(i for i, (kind, _) in enumerate(self.arguments) if kind not in other)
 
     @property
     def shared(self) -> tuple[int, ...]:
         """Positions of the arguments without a leading shape."""
-        return tuple(i for i, (kind, _) in enumerate(self.arguments) if kind == "head")
+        return tuple(i for i, (kind, _) in enumerate(self.arguments) if kind in ("head", "support"))
 
 
 def _draw(rng, kind, shape, axes):
-    size = axes if kind == "head" else (*shape, *axes)
-    if kind == "token":
-        return rng.integers(0, VOCABULARY, size).astype(np.int32)
+    size = axes if kind in ("head", "support") else (*shape, *axes)
+    if kind in ("token", "action"):
+        count = VOCABULARY if kind == "token" else ACTIONS
+        return rng.integers(0, count, size).astype(np.int32)
     if kind == "length":
         return rng.integers(1, 9, size).astype(np.int32)
     if kind == "sign":
@@ -54,6 +56,8 @@ def _draw(rng, kind, shape, axes):
     if kind == "mask":
         return rng.integers(0, 2, size).astype(np.float32)
     values = rng.standard_normal(size)
+    if kind == "support":
+        values = np.cumsum(0.3 + rng.uniform(size=size)) - 2
     if kind == "log_prob":
         values = -np.abs(values) - 0.1
     if kind == "unit":
@@ -95,6 +99,34 @@ def on_ratios(name: str, **hyper: Any) -> Callable[..., Any]:
 
 LAW, GAME = ("unit", (ACTIONS,)), ("unit", (ACTIONS, ACTIONS))
 STEP_REAL = ("real", (STEPS,))
+SIGNED, SUPPORT = ("real", (ATOMS,)), ("support", (ATOMS,))
+POINTS = ("real", (3,))
+STATES = (STEP_REAL, ("real", (STEPS + 1,)), ("unit", (STEPS,)))
+# Next states' actions: their values or laws, the policy, what was done, rewards, discounts.
+NEXT = (
+    ("unit", (STEPS, ACTIONS)),
+    ("action", (STEPS - 1,)),
+    STEP_REAL,
+    ("unit", (STEPS,)),
+)
+TAKEN = ("unit", (STEPS - 1,))
+VALUES = ("real", (STEPS, ACTIONS))
+TRACES = (
+    "one_step_traces",
+    "q_lambda_traces",
+    "td_lambda_traces",
+    "retrace_traces",
+    "tree_backup_traces",
+    "importance_traces",
+)
+
+
+def joined(name: str, **hyper: Any) -> Callable[..., Any]:
+    """Returns a function of several results as one of a single array, joined on the last axis."""
+    function = bind(name, **hyper)
+    return lambda *arrays: jnp.concatenate(function(*arrays), axis=-1)
+
+
 CONVEX = ("logistic", "hinge", "squared", "exponential", "truncated_quadratic", "savage")
 
 CASES: dict[str, Case] = {
@@ -170,10 +202,61 @@ CASES: dict[str, Case] = {
         (2, 3, 4, 5, 6),
     ),
     "generalised_advantages": Case(
-        bind("generalised_advantages", trace_decay=0.8),
-        (STEP_REAL, ("real", (STEPS + 1,)), ("unit", (STEPS,))),
-        (0, 1, 2),
+        bind("generalised_advantages", trace_decay=0.8), STATES, (0, 1, 2)
     ),
+    "lambda_returns": Case(bind("lambda_returns", trace_decay=0.8), STATES, (0, 1, 2)),
+    "n_step_returns": Case(bind("n_step_returns", num_steps=3), STATES, (0, 1, 2)),
+    "vtrace_returns": Case(
+        joined("vtrace_returns", trace_decay=0.8, rho_clip=0.6, c_clip=0.5, policy_rho_clip=0.7),
+        (*STATES, ("unit", (STEPS,))),
+        (0, 1, 2, 3),
+    ),
+    **{name: Case(bind(name, trace_decay=0.8), (TAKEN, TAKEN), (0, 1)) for name in TRACES},
+    "off_policy_returns": Case(bind("off_policy_returns"), (VALUES, *NEXT, TAKEN), (0, 1, 3, 4, 5)),
+    "q_lambda_returns": Case(
+        bind("q_lambda_returns", trace_decay=0.8), (VALUES, *NEXT), (0, 1, 3, 4)
+    ),
+    "retrace_returns": Case(
+        bind("retrace_returns", trace_decay=0.8), (VALUES, *NEXT, TAKEN), (0, 1, 3, 4, 5)
+    ),
+    "categorical_multistep_target": Case(
+        bind("categorical_multistep_target"),
+        (("unit", (STEPS, ACTIONS, ATOMS)), *NEXT, TAKEN, SUPPORT),
+        (0, 1, 3, 4, 5, 6),
+    ),
+    "quantile_multistep_target": Case(
+        joined("quantile_multistep_target"),
+        (("real", (STEPS, ACTIONS, ATOMS)), *NEXT, TAKEN),
+        (0, 1, 3, 4, 5),
+    ),
+    "categorical_projection": Case(
+        bind("categorical_projection"), (("real", (4,)), ("real", (4,)), SUPPORT)
+    ),
+    **{
+        f"categorical_loss:{kind}": Case(
+            bind("categorical_loss", kind=kind), (SIGNED, SIGNED, SUPPORT), (1, 2)
+        )
+        for kind in ("cross_entropy", "cramer", "clipped")
+    },
+    "categorical_mean": Case(bind("categorical_mean"), (SIGNED, SUPPORT)),
+    "categorical_cvar": Case(bind("categorical_cvar", level=0.7), (("unit", (ATOMS,)), SUPPORT)),
+    "categorical_cdf": Case(bind("categorical_cdf"), (SIGNED, SUPPORT, POINTS), (1, 2)),
+    **{
+        f"quantile_huber_loss:{kappa}": Case(
+            bind("quantile_huber_loss", kappa=kappa), (("real", (4,)), POINTS), (1,)
+        )
+        for kappa in (0.0, 0.5)
+    },
+    "quantile_huber_loss:weights": Case(
+        lambda quantiles, targets, weights: losses.quantile_huber_loss(
+            quantiles, targets, weights=weights
+        ),
+        (("real", (4,)), POINTS, POINTS),
+        (1, 2),
+    ),
+    "quantile_mean": Case(bind("quantile_mean"), (SIGNED,)),
+    "quantile_cvar": Case(bind("quantile_cvar", level=0.45), (SIGNED,)),
+    "quantile_cdf": Case(bind("quantile_cdf"), (SIGNED, POINTS), (0, 1)),
     "mtpo_turn_rewards": Case(
         bind("mtpo_turn_rewards", alpha=0.3), (STEP_REAL, UNIT, STEP_MASK), (0, 1)
     ),
