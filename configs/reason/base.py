@@ -7,12 +7,13 @@ from bellmax.configs.align import base
 
 def get_config() -> ml_collections.ConfigDict:
     """Returns every key that may be overridden, with the values of the smallest run."""
-    shared = base.get_config()
+    shared = base.get_config().to_dict()
+    # Numbers of a completion that the pairwise judge compares.
+    shared["model"]["judge_rank"] = 8
+    shared["data"]["source"] = "cyclic_bench"
     config = ml_collections.ConfigDict(
         {key: shared[key] for key in ("seed", "model", "optimizer", "data")}
     )
-    config.model.judge_rank = 8  # Numbers of a completion that the pairwise judge compares.
-    config.data.source = "cyclic_bench"
     config.loss = ml_collections.ConfigDict(
         {
             "names": ("nash_md",),  # Each is trained in turn from the same warm start.
@@ -24,7 +25,7 @@ def get_config() -> ml_collections.ConfigDict:
             "iteration_steps": 50,  # dno, inpo, sppo: steps of an iteration.
         }
     )
-    train = shared.train.to_dict()
+    train = shared["train"]
     train.pop("live_reference")
     config.train = ml_collections.ConfigDict(
         train

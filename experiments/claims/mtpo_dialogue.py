@@ -47,10 +47,15 @@ def make_config(seed: int, *, num_steps: int = 400) -> dialogue_config.DialogueC
       Its keys.
     """
     config = mtpo.get_config()
-    config.seed = seed
-    config.loss.methods = METHODS
-    config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, num_steps)
-    config.train.num_steps = num_steps
+    warmup_steps = min(config.to_dict()["optimizer"]["warmup_steps"], num_steps)
+    config.update(
+        {
+            "seed": seed,
+            "loss": {"methods": METHODS},
+            "optimizer": {"warmup_steps": warmup_steps},
+            "train": {"num_steps": num_steps},
+        }
+    )
     return config_lib.to_dataclass(dialogue_config.DialogueConfig, config)
 
 
