@@ -5,8 +5,10 @@ update)`.
 """
 
 from bellmax.agents import (
+    backups,
     conversations,
     decoders,
+    distributional_q,
     duels,
     followers,
     judges,
@@ -17,6 +19,7 @@ from bellmax.agents import (
     opponents,
     optimizers,
     preference,
+    return_laws,
     sampling,
     supervised,
     tabular,
@@ -41,8 +44,10 @@ __all__ = [
     "PromptBatch",
     "SequenceBatch",
     "SupervisedBatch",
+    "backups",
     "conversations",
     "decoders",
+    "distributional_q",
     "duels",
     "followers",
     "judges",
@@ -53,6 +58,7 @@ __all__ = [
     "opponents",
     "optimizers",
     "preference",
+    "return_laws",
     "sampling",
     "supervised",
     "tabular",

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from bellmax.envs.environment import Environment
+from bellmax.envs.environment import ArraySpec, DiscreteSpec, Environment
 
 
 class AutoResetState(NamedTuple):
@@ -32,8 +32,11 @@ def auto_reset(environment: Environment) -> Environment:
       environment: any environment.
 
     Returns:
-      An environment whose state says whether the episode has ended.
+      An environment whose state says whether the episode has ended; one that resets itself as it
+      is.
     """
+    if environment.resets_itself:
+        return environment
 
     def reset(key, params):
         state, timestep = environment.reset(key, params)
@@ -48,7 +51,7 @@ def auto_reset(environment: Environment) -> Environment:
         )
         return AutoResetState(inner, timestep.terminated | timestep.truncated), timestep
 
-    return environment._replace(reset=reset, step=step)
+    return environment._replace(reset=reset, step=step, resets_itself=True)
 
 
 class EpisodeState(NamedTuple):
@@ -115,7 +118,8 @@ def sticky_actions(environment: Environment, probability: float = 0.25) -> Envir
       The environment, with the last action beside its state.
 
     Raises:
-      ValueError: `probability` is out of range.
+      ValueError: `probability` is out of range, or the environment resets itself: sticky actions
+        go inside.
 
     References:
       Machado et al., Revisiting the Arcade Learning Environment, 2017.
@@ -123,6 +127,8 @@ def sticky_actions(environment: Environment, probability: float = 0.25) -> Envir
     """
     if not 0 <= probability < 1:
         raise ValueError(f"probability must be in [0, 1), got {probability}.")
+    if environment.resets_itself:
+        raise ValueError("environment must not reset itself yet: sticky actions go inside.")
 
     def reset(key, params):
         state, timestep = environment.reset(key, params)
@@ -137,3 +143,34 @@ def sticky_actions(environment: Environment, probability: float = 0.25) -> Envir
         return (inner, action), timestep
 
     return environment._replace(reset=reset, step=step)
+
+
+def one_hot_observations(environment: Environment) -> Environment:
+    """Shows numbered states as vectors with a single 1, which networks read.
+
+    Args:
+      environment: an environment whose observations are numbers.
+
+    Returns:
+      The environment; observations are float32 of one entry a state.
+
+    Raises:
+      ValueError: the observations are no numbers.
+    """
+    spec = environment.observation_spec
+    if not isinstance(spec, DiscreteSpec):
+        raise ValueError(f"environment must show numbers (a DiscreteSpec), got {spec}.")
+
+    def shown(state, timestep):
+        observation = jax.nn.one_hot(timestep.observation, spec.num_values)
+        return state, timestep._replace(observation=observation)
+
+    def reset(key, params):
+        return shown(*environment.reset(key, params))
+
+    def step(key, state, action, params):
+        return shown(*environment.step(key, state, action, params))
+
+    return environment._replace(
+        reset=reset, step=step, observation_spec=ArraySpec((spec.num_values,), low=0.0, high=1.0)
+    )

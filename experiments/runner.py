@@ -45,6 +45,21 @@ class Batches(Protocol):
         ...
 
 
+class NoBatches:
+    """The data of a stage that makes its own, such as by acting: empty batches."""
+
+    def __next__(self) -> tuple[()]:
+        """Returns nothing."""
+        return ()
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns no position: a step's randomness comes from its key."""
+        return {}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes nowhere."""
+
+
 class Schedule(NamedTuple):
     """How often things happen in a stage, in steps.
 
@@ -74,6 +89,7 @@ def run_stage(
     run_key: PRNGKeyArray,
     mesh: Mesh,
     evaluate: Callable[[Any, int], Mapping[str, float]] | None = None,
+    sharding: Callable[[Mesh, Any], Any] = mesh_lib.state_sharding,
 ) -> Any:
     """Trains one stage, or what is left of it, and returns its last state.
 
@@ -91,6 +107,7 @@ def run_stage(
       run_key: the root key of the stage.
       mesh: the devices.
       evaluate: `(state, step) -> scalars by name`; may print.
+      sharding: `(mesh, state) -> shardings`, where each array of the state lies.
 
     Returns:
       The state after the last step.
@@ -99,7 +116,8 @@ def run_stage(
       UserError: a checkpoint does not fit, or training has diverged.
     """
     checkpointer = Checkpointer(workdir / "checkpoints" / name, keep=schedule.keep_checkpoints)
-    state = mesh_lib.place_state(mesh, state)
+    shardings = sharding(mesh, state)
+    state = jax.device_put(state, shardings)
     start = checkpointer.latest_step()
     position: dict[str, Any] = {"window": [], "skipped": 0.0, "skipped_in_a_row": 0}
     if start is not None:
@@ -112,7 +130,8 @@ def run_stage(
     if start is not None:
         _say(f"{name}: goes on from the checkpoint of step {start}.")
     writer = MetricsWriter(workdir, name, resume_step=start)
-    loop = _Loop(name, state, train_step, batches, schedule, run_key, mesh, writer, checkpointer)
+    step = _jitted(train_step, shardings)
+    loop = _Loop(name, state, step, batches, schedule, run_key, mesh, writer, checkpointer)
     try:
         with _Interruptions() as interruptions, _Progress(name, schedule.num_steps) as progress:
             loop.run(start, position, evaluate, interruptions, progress)
@@ -122,19 +141,20 @@ def run_stage(
     return loop.state
 
 
+def _jitted(train_step, shardings):
+    def keyed_step(state, batch, run_key):
+        return train_step(state, batch, jax.random.fold_in(run_key, state.step))
+
+    return jax.jit(keyed_step, donate_argnums=0, out_shardings=(shardings, None))
+
+
 class _Loop:
     """The moving parts of a stage."""
 
-    def __init__(self, name, state, train_step, batches, schedule, run_key, mesh, writer, saver):
-        self.state = state
+    def __init__(self, name, state, step, batches, schedule, run_key, mesh, writer, saver):
+        self.state, self._step = state, step
         self._name, self._batches, self._schedule = name, batches, schedule
         self._run_key, self._mesh, self._writer, self._saver = run_key, mesh, writer, saver
-        shardings = mesh_lib.state_sharding(mesh, state)
-
-        def keyed_step(state, batch, run_key):
-            return train_step(state, batch, jax.random.fold_in(run_key, state.step))
-
-        self._step = jax.jit(keyed_step, donate_argnums=0, out_shardings=(shardings, None))
 
     def run(self, start, position, evaluate, interruptions, progress):
         window: list[Metrics] = list(position["window"])

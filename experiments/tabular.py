@@ -1,13 +1,16 @@
-"""Solves preference games and trees of conversations exactly, and shows who converges, how fast.
+"""Solves games, trees of conversations and laws of returns exactly: who converges, and how fast.
 
     python -m bellmax.experiments.tabular --config=nash_md --workdir=runs/nash_md
     python -m bellmax.experiments.tabular --config=nash_md:cycle --workdir=runs/cycle \
         --config.games.tau=0.05
     python -m bellmax.experiments.tabular --config=mtpo --workdir=runs/mtpo
+    python -m bellmax.experiments.tabular --config=dcfp --workdir=runs/dcfp
+    python -m bellmax.experiments.tabular --config=q_lambda --workdir=runs/q_lambda
 
-The folder of the run receives `metrics.jsonl`, TensorBoard events, `result.json` and
-`convergence.png`. Everything is computed in float64. A run takes seconds and keeps no checkpoints:
-the same command starts from the beginning and writes its files anew.
+The folder of the run receives `metrics.jsonl`, TensorBoard events, `result.json` and figures:
+`convergence.png` of games and trees. Everything is computed in float64. A run takes seconds to a
+minute or two and keeps no checkpoints: the same command starts from the beginning and writes its
+files anew.
 """
 
 import pathlib
@@ -17,6 +20,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 
 import bellmax
@@ -27,7 +31,9 @@ from bellmax.experiments import (
     metrics,
     plots,
     tabular_config,
+    tabular_fixed_points,
     tabular_games,
+    tabular_q_lambda,
     tabular_trees,
 )
 
@@ -133,6 +139,48 @@ def _solve_tree(name, tree, config: tabular_config.TabularConfig, workdir: pathl
     return rows, compared, tabular_trees.panel(name, tree, alpha, curves)
 
 
+AnyConfig = tabular_config.TabularConfig | tabular_fixed_points.Config | tabular_q_lambda.Config
+
+
+def parse(config: ml_collections.ConfigDict) -> AnyConfig:
+    """Returns the run that a config describes; its groups say of which kind it is.
+
+    Args:
+      config: the config.
+
+    Returns:
+      A frozen dataclass.
+
+    Raises:
+      UserError: a key is missing, unknown or of the wrong type.
+    """
+    kinds = {"fixed_points": tabular_fixed_points.Config, "operators": tabular_q_lambda.Config}
+    for group, kind in kinds.items():
+        if group in config:
+            return config_lib.to_dataclass(kind, config)
+    return config_lib.to_dataclass(tabular_config.TabularConfig, config)
+
+
+def run(config: AnyConfig, workdir: pathlib.Path) -> dict[str, Any]:
+    """Runs a config of any kind.
+
+    Args:
+      config: from `parse`.
+      workdir: folder of the run, which exists.
+
+    Returns:
+      What `result.json` holds.
+
+    Raises:
+      UserError: the config is wrong.
+    """
+    if isinstance(config, tabular_fixed_points.Config):
+        return tabular_fixed_points.solve(config, workdir, _announce)
+    if isinstance(config, tabular_q_lambda.Config):
+        return tabular_q_lambda.solve(config, workdir, _announce)
+    return solve(config, workdir)
+
+
 _FLAGS = config_lib.RunFlags("tabular") if __name__ == "__main__" else None
 
 
@@ -142,13 +190,13 @@ def main(argv: Sequence[str]) -> None:
         raise errors.UserError(f"Unknown arguments: {' '.join(argv[1:])}.")
     assert _FLAGS is not None
     config, workdir = _FLAGS.read()
-    parsed = config_lib.to_dataclass(tabular_config.TabularConfig, config)
+    parsed = parse(config)
     config_lib.save_run_config(workdir, config)
     _announce(
         f"bellmax {bellmax.__version__}, jax {jax.__version__}, Python "
         f"{platform.python_version()}, {jax.devices()[0].platform}, float64; workdir: {workdir}"
     )
-    solve(parsed, workdir)
+    run(parsed, workdir)
 
 
 if __name__ == "__main__":

@@ -114,6 +114,7 @@ def test_reset_and_step_have_one_structure():
 def test_observations_and_utterances_fit_their_specs():
     env = dialogue.environment(GAME)
     assert isinstance(env.action_spec, ArraySpec)
+    assert isinstance(env.observation_spec, ArraySpec)
     _, first = jax.jit(env.reset)(jax.random.key(0), env.params)
     assert first.observation.shape == env.observation_spec.shape == (16,)
     assert first.observation.dtype == env.observation_spec.dtype

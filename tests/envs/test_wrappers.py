@@ -95,3 +95,38 @@ def test_sticky_actions_repeat_the_last_one_as_often_as_told():
 def test_a_probability_out_of_range_is_refused():
     with pytest.raises(ValueError, match=r"probability must be in \[0, 1\), got 1.0"):
         wrappers.sticky_actions(corridor(2, 3), 1.0)
+
+
+def numbered(length):
+    """The corridor, which shows the number of its cell."""
+    inner = corridor(length, 3)
+
+    def show(state, timestep):
+        return state, timestep._replace(observation=timestep.observation[0].astype(jnp.int32))
+
+    return inner._replace(
+        reset=lambda *arguments: show(*inner.reset(*arguments)),
+        step=lambda *arguments: show(*inner.step(*arguments)),
+        observation_spec=DiscreteSpec(length + 1),
+    )
+
+
+def test_numbers_are_shown_as_vectors_with_a_single_1():
+    environment = wrappers.one_hot_observations(numbered(2))
+    assert environment.observation_spec == ArraySpec((3,), low=0.0, high=1.0)
+    assert environment.action_spec == DiscreteSpec(2)
+    _, first = environment.reset(jax.random.key(0), environment.params)
+    np.testing.assert_array_equal(first.observation, [1, 0, 0])
+    assert first.observation.dtype == jnp.float32
+    # Everything else is as it was, and other wrappers go around it.
+    actions = [0, 1, 1, 1, 1, 0]
+    _, seen = run(wrappers.auto_reset(environment), actions)
+    _, plain = run(wrappers.auto_reset(numbered(2)), actions)
+    np.testing.assert_array_equal(seen.observation, np.eye(3)[plain.observation])
+    for name in ("reward", "terminated", "truncated"):
+        np.testing.assert_array_equal(getattr(seen, name), getattr(plain, name))
+
+
+def test_one_hot_observations_need_numbers():
+    with pytest.raises(ValueError, match=r"environment must show numbers \(a DiscreteSpec\)"):
+        wrappers.one_hot_observations(corridor(2, 3))

@@ -1,0 +1,111 @@
+r"""C51 with Q(lambda), without importance sampling, beside Retrace and one-step targets.
+
+Paper: Tang et al., Off-policy Distributional Q(lambda): Distributional RL without Importance
+Sampling, 2024, https://arxiv.org/abs/2402.05766
+Command (FrozenLake by default, which needs no further package; the others need the extra
+`environments`):
+  python -m bellmax.experiments.control --config=c51_q_lambda --workdir=runs/lake
+  python -m bellmax.experiments.control --config=c51_q_lambda:cartpole --workdir=runs/cartpole
+  python -m bellmax.experiments.control --config=c51_q_lambda:minatar_breakout --workdir=runs/b
+Atari (extra `atari`) has the usual preprocessing and settings; its games step in Python, one at a
+time, and 200 million frames are for an accelerator:
+  python -m bellmax.experiments.control --config=c51_q_lambda:atari_breakout --workdir=runs/a
+Cost: minutes for FrozenLake and CartPole on 2 CPU cores; half an hour and more for 200,000 steps of
+a MinAtar game, five seeds and three methods.
+Expected: the claim `q_lambda_control` has figures of CartPole and two MinAtar games.
+"""
+
+import ml_collections
+
+from bellmax.configs.control import base
+
+MINATAR = {
+    "minatar_asterix": "Asterix-MinAtar",
+    "minatar_breakout": "Breakout-MinAtar",
+    "minatar_freeway": "Freeway-MinAtar",
+    "minatar_space_invaders": "SpaceInvaders-MinAtar",
+}
+VARIANTS = ("frozen_lake", "cliff_walk", "cartpole", "acrobot", *MINATAR, "atari_breakout")
+
+
+def _variant(name: str) -> dict:
+    if name == "frozen_lake":
+        return {}
+    if name == "cliff_walk":
+        return {"data": {"name": name}, "model": {"v_min": -200.0, "v_max": 0.0}}
+    if name in ("cartpole", "acrobot"):
+        number = {"cartpole": "CartPole-v1", "acrobot": "Acrobot-v1"}[name]
+        bounds = {"cartpole": (0.0, 100.0), "acrobot": (-100.0, 0.0)}[name]
+        return {
+            "data": {"source": "gymnax", "name": number},
+            "model": {"hidden_sizes": (128, 128), "v_min": bounds[0], "v_max": bounds[1]},
+            "optimizer": {"learning_rate": 5e-4},
+            "train": {
+                "num_env_steps": 100_000,
+                "replay_size": 50_000,
+                "epsilon_env_steps": 20_000,
+                "evaluation_episodes": 16,
+                "evaluation_steps": 500,
+            },
+        }
+    if name == "atari_breakout":
+        return {
+            "data": {"source": "atari", "name": "Breakout"},
+            "model": {
+                "hidden_sizes": (512,),
+                "conv_channels": (32, 64, 64),
+                "conv_kernels": (8, 4, 3),
+                "conv_strides": (4, 2, 1),
+                "observation_scale": 1 / 255,
+                "v_min": -10.0,
+                "v_max": 10.0,
+            },
+            "optimizer": {"learning_rate": 2.5e-4},
+            "loss": {"target_every": 2000},
+            "train": {
+                "num_seeds": 1,
+                "num_env_steps": 50_000_000,  # 200 million frames.
+                "num_environments": 1,
+                "replay_size": 1_000_000,
+                "learning_starts": 20_000,
+                "epsilon_end": 0.01,
+                "epsilon_env_steps": 250_000,
+                "evaluation_episodes": 8,
+                "evaluation_steps": 27_000,
+                "evaluate_every": 250,
+                "checkpoint_every": 250,
+            },
+        }
+    return {
+        "data": {"source": "gymnax", "name": MINATAR[name], "sticky_actions": 0.1},
+        "model": {"hidden_sizes": (128,), "conv_channels": (16,), "v_min": -10.0, "v_max": 10.0},
+        "optimizer": {"learning_rate": 2.5e-4},
+        "loss": {"target_every": 500},
+        "train": {
+            "num_env_steps": 500_000,
+            "replay_size": 100_000,
+            "learning_starts": 5000,
+            "epsilon_env_steps": 100_000,
+            "evaluation_episodes": 16,
+            "evaluation_steps": 2500,
+            "log_every": 5,
+            "evaluate_every": 25,
+            "checkpoint_every": 100,
+        },
+    }
+
+
+def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
+    """Returns the config.
+
+    Args:
+      variant: an environment, one of `VARIANTS`; None for frozen_lake.
+
+    Raises:
+      ValueError: there is no such variant.
+    """
+    if variant is not None and variant not in VARIANTS:
+        raise ValueError(f"c51_q_lambda has no variant {variant!r}; there are: {VARIANTS}")
+    config = base.get_config()
+    config.update(_variant(variant or "frozen_lake"))
+    return config

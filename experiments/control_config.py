@@ -1,0 +1,236 @@
+"""The keys of a `control` run as frozen dataclasses."""
+
+import dataclasses
+
+from bellmax.experiments import config as config_lib
+from bellmax.experiments import errors
+from bellmax.experiments.optimizers import OptimizerConfig
+
+LAWS = ("categorical", "quantile")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The keys of `config.model`; see `agents.networks.value.ValueNetworkConfig`, and below.
+
+    Attributes:
+      law: what the outputs are, one of `LAWS`.
+      num_outputs: atoms, or quantiles.
+      v_min: the least atom; quantiles have no bounds.
+      v_max: the greatest.
+    """
+
+    hidden_sizes: tuple[int, ...]
+    conv_channels: tuple[int, ...]
+    conv_kernels: tuple[int, ...]
+    conv_strides: tuple[int, ...]
+    observation_scale: float
+    dueling: bool
+    noisy: bool
+    law: str
+    num_outputs: int
+    v_min: float
+    v_max: float
+
+
+@dataclasses.dataclass(frozen=True)
+class EnvironmentConfig:
+    """The keys of `config.data`.
+
+    Attributes:
+      source: a key of `control_methods.SOURCES`.
+      name: the environment's name there.
+      sticky_actions: probability that an action is the last one again, in [0, 1).
+    """
+
+    source: str
+    name: str
+    sticky_actions: float
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """The keys of `config.loss`; see `agents.distributional_q.make`, and below.
+
+    Attributes:
+      names: keys of `control_methods.TRACES`, each trained in turn from the same start.
+      trace_decays: lambda of each.
+      mixings: alpha of each, the weight of the greedy policy in the target policy.
+      kind: see `losses.categorical_loss`.
+      kappa: see `losses.quantile_huber_loss`.
+      target_every: updates between renewals of the target network.
+    """
+
+    names: tuple[str, ...]
+    trace_decays: tuple[float, ...]
+    mixings: tuple[float, ...]
+    discount: float
+    kind: str
+    kappa: float
+    double: bool
+    target_every: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The keys of `config.train`; steps of the loop are windows of `updates_per_step` updates.
+
+    Attributes:
+      num_seeds: networks that are trained side by side, with replays and environments of their own.
+      num_env_steps: environment steps of each seed, over its environments.
+      num_environments: environments of a seed.
+      env_steps_per_update: environment steps of a seed between updates, a multiple of
+        `num_environments`.
+      updates_per_step: updates in one step of the loop, which is one program.
+      batch_size: sequences of an update.
+      sequence_length: transitions of a sequence.
+      replay_size: transitions that a seed keeps.
+      learning_starts: environment steps of a seed before its first update.
+      priority_exponent: 0 for uniform replay.
+      importance_exponent: by which sequences are weighed where there are priorities.
+      epsilon_start: exploration at the first update.
+      epsilon_end: exploration after `epsilon_env_steps`.
+      epsilon_env_steps: environment steps, counted from the first update, of the linear decline.
+      evaluation_episodes: greedy episodes of an evaluation, of each seed.
+      evaluation_steps: steps after which such an episode counts as it is.
+      log_every: steps of the loop whose metrics are averaged into one row.
+      evaluate_every: steps of the loop between evaluations.
+      checkpoint_every: steps of the loop between checkpoints, which hold the replay.
+      keep_checkpoints: checkpoints that are kept.
+      mesh_data: devices that seeds are spread over; -1 for all that are left.
+      mesh_fsdp: likewise.
+      mesh_tensor: likewise; seeds are not spread over it.
+    """
+
+    num_seeds: int
+    num_env_steps: int
+    num_environments: int
+    env_steps_per_update: int
+    updates_per_step: int
+    batch_size: int
+    sequence_length: int
+    replay_size: int
+    learning_starts: int
+    priority_exponent: float
+    importance_exponent: float
+    epsilon_start: float
+    epsilon_end: float
+    epsilon_env_steps: int
+    evaluation_episodes: int
+    evaluation_steps: int
+    log_every: int
+    evaluate_every: int
+    checkpoint_every: int
+    keep_checkpoints: int
+    mesh_data: int
+    mesh_fsdp: int
+    mesh_tensor: int
+
+    @property
+    def env_steps_per_step(self) -> int:
+        """Environment steps of a seed in one step of the loop."""
+        return self.env_steps_per_update * self.updates_per_step
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the loop."""
+        return -(-self.num_env_steps // self.env_steps_per_step)
+
+    @property
+    def steps_before_learning(self) -> int:
+        """Steps of every environment before the first update."""
+        started = -(-self.learning_starts // self.num_environments)
+        return max(self.sequence_length + 1, started)
+
+    @property
+    def num_updates(self) -> int:
+        """Updates that are done: those that fall due before learning starts are left out."""
+        waited = -(-self.steps_before_learning * self.num_environments // self.env_steps_per_update)
+        return self.num_steps * self.updates_per_step - (waited - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ControlConfig:
+    """A whole run."""
+
+    seed: int
+    model: ModelConfig
+    optimizer: OptimizerConfig
+    data: EnvironmentConfig
+    loss: LossConfig
+    train: TrainConfig
+
+
+def check(config: ControlConfig) -> None:
+    """Refuses what no single key shows to be wrong.
+
+    Args:
+      config: the run.
+
+    Raises:
+      UserError: a count is below 1, a number is out of range, a name is unknown, or methods and
+        their numbers do not pair up.
+    """
+    train, loss, model = config.train, config.loss, config.model
+    for field in dataclasses.fields(train):
+        value = getattr(train, field.name)
+        # The mesh's -1 is its own.
+        if field.type is int and not field.name.startswith("mesh_") and value < 1:
+            raise errors.UserError(f"config.train.{field.name} must be at least 1, got {value}.")
+    if loss.target_every < 1:
+        raise errors.UserError(
+            f"config.loss.target_every must be at least 1, got {loss.target_every}."
+        )
+    if train.env_steps_per_update % train.num_environments:
+        raise errors.UserError(
+            "config.train.env_steps_per_update must be a multiple of config.train.num_environments "
+            f"({train.num_environments}), got {train.env_steps_per_update}."
+        )
+    needed = train.steps_before_learning * train.num_environments
+    if train.replay_size < needed:
+        raise errors.UserError(
+            "config.train.replay_size must hold a sequence of every environment and what comes "
+            f"before learning starts, {needed}, got {train.replay_size}."
+        )
+    if train.num_updates < 1:
+        raise errors.UserError(
+            f"config.train.num_env_steps must be above the {needed} environment steps before "
+            f"learning starts, got {train.num_env_steps}."
+        )
+    _check_shares(config)
+    if model.law not in LAWS:
+        raise errors.UserError(
+            f"config.model.law must be one of {', '.join(LAWS)}, got {model.law!r}."
+            f"{config_lib.did_you_mean(model.law, LAWS)}"
+        )
+    if model.law == "categorical" and (model.num_outputs < 2 or not model.v_min < model.v_max):
+        raise errors.UserError(
+            "config.model must have num_outputs of at least 2 and v_min below v_max, got "
+            f"{model.num_outputs}, {model.v_min} and {model.v_max}."
+        )
+    if not loss.names or len(set(loss.names)) != len(loss.names):
+        raise errors.UserError(
+            f"config.loss.names must hold distinct methods, got {list(loss.names)}."
+        )
+    for key in ("trace_decays", "mixings"):
+        if len(getattr(loss, key)) != len(loss.names):
+            raise errors.UserError(
+                f"config.loss.{key} must hold one value for each of config.loss.names; got "
+                f"{len(getattr(loss, key))} for {list(loss.names)}."
+            )
+
+
+def _check_shares(config: ControlConfig) -> None:
+    """Refuses probabilities and weights outside [0, 1]."""
+    loss, train = config.loss, config.train
+    keys = ("epsilon_start", "epsilon_end", "priority_exponent", "importance_exponent")
+    shares = {f"train.{key}": (getattr(train, key),) for key in keys}
+    shares |= {"loss.trace_decays": loss.trace_decays, "loss.mixings": loss.mixings}
+    for key, values in shares.items():
+        for value in values:
+            if not 0 <= value <= 1:
+                raise errors.UserError(f"config.{key} must be in [0, 1], got {value}.")
+    if not 0 <= config.data.sticky_actions < 1:
+        raise errors.UserError(
+            f"config.data.sticky_actions must be in [0, 1), got {config.data.sticky_actions}."
+        )
