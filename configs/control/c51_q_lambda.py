@@ -12,7 +12,7 @@ time, and 200 million frames are for an accelerator:
   python -m bellmax.experiments.control --config=c51_q_lambda:atari_breakout --workdir=runs/a
 Cost: minutes for FrozenLake and CartPole on 2 CPU cores; half an hour and more for 200,000 steps of
 a MinAtar game, five seeds and three methods.
-Expected: the claim `q_lambda_control` has figures of CartPole and two MinAtar games.
+Expected: the claim `q_lambda_control` has figures of CartPole and Breakout.
 """
 
 import ml_collections

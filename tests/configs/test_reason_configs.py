@@ -2,14 +2,24 @@
 
 import pytest
 
-from bellmax.configs.reason import nash_md
-from bellmax.experiments import config, errors, language_config, reason_config, reason_methods
+from bellmax.configs.reason import mtpo, nash_md
+from bellmax.experiments import (
+    config,
+    dialogue_config,
+    dialogue_methods,
+    errors,
+    language_config,
+    reason_config,
+    reason_methods,
+)
 
-NAMES = config.config_names("reason")
+
+def test_every_config_is_tested():
+    assert config.config_names("reason") == ["mtpo", "nash_md"]
 
 
 @pytest.mark.parametrize(
-    "specification", [*NAMES, "nash_md:all", *(f"nash_md:{name}" for name in nash_md.TAUS)]
+    "specification", ["nash_md", "nash_md:all", *(f"nash_md:{name}" for name in nash_md.TAUS)]
 )
 def test_loads_and_is_checked(specification):
     parsed = config.to_dataclass(reason_config.ReasonConfig, config.load("reason", specification))
@@ -19,8 +29,18 @@ def test_loads_and_is_checked(specification):
     assert set(parsed.loss.names) <= set(reason_methods.METHODS)
 
 
+@pytest.mark.parametrize("specification", ["mtpo", *(f"mtpo:{name}" for name in mtpo.METHODS)])
+def test_conversations_load_and_are_checked(specification):
+    loaded = config.load("reason", specification)
+    parsed = config.to_dataclass(dialogue_config.DialogueConfig, loaded)
+    dialogue_config.check(parsed)
+    assert dialogue_config.make_game(parsed.data).num_turns == 3
+    assert language_config.make_network(parsed.model, vocab_size=8).num_layers == 2
+
+
 def test_every_method_has_a_variant():
     assert set(nash_md.TAUS) == set(reason_methods.METHODS)
+    assert set(mtpo.METHODS) == set(dialogue_methods.METHODS)
 
 
 def test_an_unknown_variant_is_named():
