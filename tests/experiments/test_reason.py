@@ -18,6 +18,8 @@ from bellmax.experiments import (
     runner,
 )
 
+# One worker makes the runs that the tests share.
+pytestmark = pytest.mark.xdist_group("reason")
 NAMES = ("nash_md", "sppo", "rlhf")
 
 
