@@ -12,7 +12,11 @@ time, and 200 million frames are for an accelerator:
   python -m bellmax.experiments.control --config=c51_q_lambda:atari_breakout --workdir=runs/a
 Cost: minutes for FrozenLake and CartPole on 2 CPU cores; half an hour and more for 200,000 steps of
 a MinAtar game, five seeds and three methods.
-Expected: the claim `q_lambda_control` has figures of CartPole and Breakout.
+Expected (claim `q_lambda_control`), interquartile mean and 95% interval over five seeds of the
+greedy return, for Q(lambda), Retrace and one step: on CartPole after 100,000 steps 484 (448 to
+500), 500 (500 to 500), 200 (155 to 254), averaged over evaluations 324, 318, 220; on Breakout after
+200,000 steps 8.3 (7.4 to 8.9), 8.5 (7.4 to 11.2), 6.9 (6.1 to 7.9), averaged 5.7, 5.6, 4.9. Both
+multi-step methods are ahead of one step, and not told apart.
 """
 
 import ml_collections
