@@ -1,16 +1,14 @@
-"""Run by test_device_layouts.py with 8 forced host devices: each layout must equal one device.
+"""A step of multi-turn preference optimisation for device_layouts.py.
 
 The rows carry unequal weights and unequal numbers of turns, and one device sees no counted row at
 all, so that a mean of means, of losses or of advantages, would fail.
 """
 
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from bellmax.agents import conversations, mtpo, optimizers
 from bellmax.agents.language import LanguageModel
@@ -60,47 +58,7 @@ def make_batch():
     return conversations.ConversationBatch(*map(jnp.asarray, rows))
 
 
-def check(name, result, expected):
-    jax.tree.map(
-        functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5), result, expected
-    )
-    print(name)
-
-
-def steps(update, state, batch, key):
-    metrics = {}
-    for _ in range(3):
-        state, metrics = update(state, batch, key)
-    return jax.block_until_ready((state, metrics))
-
-
-def main():
-    assert jax.device_count() == 8
-    one, spread = make_agent(None), make_agent("devices")
-    batch, key = make_batch(), jax.random.key(0)
-    start = one.init(key, reference_params={"logits": jnp.zeros((VOCAB, VOCAB))})
-    expected = jax.device_get(steps(jax.jit(one.update), start, batch, key))
-
-    mesh = jax.make_mesh((8,), ("devices",), axis_types=(AxisType.Auto,))
-    rows = NamedSharding(mesh, PartitionSpec("devices"))
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    sharded, state = jax.device_put(batch, rows), jax.device_put(start, everywhere)
-    check("gspmd", jax.device_get(steps(jax.jit(one.update), state, sharded, key)), expected)
-
-    mapped = jax.shard_map(
-        spread.update,
-        mesh=mesh,
-        in_specs=(PartitionSpec(), PartitionSpec("devices"), PartitionSpec()),
-        out_specs=PartitionSpec(),
-    )
-    check("shard_map", jax.device_get(steps(jax.jit(mapped), start, batch, key)), expected)
-
-    split = jax.tree.map(lambda x: x.reshape(8, SIZE // 8, *x.shape[1:]), batch)
-    copies = jax.tree.map(lambda x: jnp.stack([x] * 8), start)
-    pmapped = jax.pmap(spread.update, axis_name="devices", in_axes=(0, 0, None))
-    every = jax.device_get(steps(pmapped, copies, split, key))
-    check("pmap", jax.tree.map(lambda x: x[3], every), expected)
-
-
-if __name__ == "__main__":
-    main()
+def make_case(axis_name):
+    one, spread = make_agent(None), make_agent(axis_name)
+    start = one.init(jax.random.key(0), reference_params={"logits": jnp.zeros((VOCAB, VOCAB))})
+    return one.update, spread.update, start, make_batch(), 2e-5

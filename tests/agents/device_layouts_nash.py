@@ -1,7 +1,7 @@
-"""Run by test_device_layouts.py with 8 forced host devices: a whole step equals one device's.
+"""A whole step of Nash learning for device_layouts.py: it samples, judges and updates.
 
-The step samples, judges and updates. Rows sample by their index, so that every layout draws the
-same tokens; weights are unequal and one device sees no counted row at all.
+Rows sample by their index, so that every layout draws the same tokens; weights are unequal and one
+device sees no counted row at all.
 """
 
 import functools
@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from bellmax import agents
 from bellmax.agents import duels, language, nash, networks, opponents, optimizers, sampling
@@ -66,43 +65,6 @@ def make_prompts():
     )
 
 
-def check(name, result, expected):
-    jax.tree.map(
-        functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-6), result, expected
-    )
-    print(name)
-
-
-def steps(step, state, prompts):
-    metrics = {}
-    for number in range(3):
-        state, metrics = step(state, prompts, jax.random.key(number))
-    return jax.block_until_ready((state, metrics))
-
-
-def main():
-    assert jax.device_count() == 8
-    (agent, one), (_, spread) = make_step(None), make_step("devices")
-    prompts = make_prompts()
-    start = agent.init(jax.random.key(0))
-    expected = jax.device_get(steps(jax.jit(one), start, prompts))
-
-    mesh = jax.make_mesh((8,), ("devices",), axis_types=(AxisType.Auto,))
-    rows = NamedSharding(mesh, PartitionSpec("devices"))
-    state = jax.device_put(start, NamedSharding(mesh, PartitionSpec()))
-    sharded = jax.device_put(prompts, rows)
-    check("gspmd", jax.device_get(steps(jax.jit(one), state, sharded)), expected)
-
-    split, same = PartitionSpec("devices"), PartitionSpec()
-    mapped = jax.shard_map(spread, mesh=mesh, in_specs=(same, split, same), out_specs=same)
-    check("shard_map", jax.device_get(steps(jax.jit(mapped), start, prompts)), expected)
-
-    parts = jax.tree.map(lambda x: x.reshape(8, SIZE // 8, *x.shape[1:]), prompts)
-    copies = jax.tree.map(lambda x: jnp.stack([x] * 8), start)
-    pmapped = jax.pmap(spread, axis_name="devices", in_axes=(0, 0, None))
-    every = jax.device_get(steps(pmapped, copies, parts))
-    check("pmap", jax.tree.map(lambda x: x[3], every), expected)
-
-
-if __name__ == "__main__":
-    main()
+def make_case(axis_name):
+    (agent, one), (_, spread) = make_step(None), make_step(axis_name)
+    return one, spread, agent.init(jax.random.key(0)), make_prompts(), 2e-6

@@ -1,0 +1,72 @@
+"""Run by test_device_layouts.py with 8 forced host devices: each layout must equal one device.
+
+Every `device_layouts_AGENT.py` beside this file has a `make_case`, which returns a step
+`(state, batch, key) -> (state, metrics)` for one device, the same step that sums over an axis of
+devices, the state to start from, the batch, and how far apart results may be.
+"""
+
+import functools
+import pathlib
+import runpy
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+AXIS, DEVICES, STEPS = "devices", 8, 3
+CASES = sorted(pathlib.Path(__file__).parent.glob("device_layouts_*.py"))
+
+
+def take_steps(step, state, batch):
+    metrics = {}
+    for number in range(STEPS):
+        state, metrics = step(state, batch, jax.random.key(number))
+    return jax.device_get((state, metrics))
+
+
+def on_sharded_jit(step, start, batch, mesh):
+    """The compiler partitions the plain step."""
+    placed = jax.device_put(batch, NamedSharding(mesh, PartitionSpec(AXIS)))
+    state = jax.device_put(start, NamedSharding(mesh, PartitionSpec()))
+    return take_steps(jax.jit(step), state, placed)
+
+
+def on_shard_map(step, start, batch, mesh):
+    split, same = PartitionSpec(AXIS), PartitionSpec()
+    mapped = jax.shard_map(step, mesh=mesh, in_specs=(same, split, same), out_specs=same)
+    return take_steps(jax.jit(mapped), start, batch)
+
+
+def on_pmap(step, start, batch):
+    parts = jax.tree.map(lambda x: x.reshape(DEVICES, -1, *x.shape[1:]), batch)
+    copies = jax.tree.map(lambda x: jnp.stack([x] * DEVICES), start)
+    mapped = jax.pmap(step, axis_name=AXIS, in_axes=(0, 0, None))
+    return jax.tree.map(lambda x: x[3], take_steps(mapped, copies, parts))
+
+
+def main():
+    assert jax.device_count() == DEVICES
+    mesh = jax.make_mesh((DEVICES,), (AXIS,), axis_types=(AxisType.Auto,))
+    for script in CASES:
+        one, spread, start, batch, atol = runpy.run_path(str(script))["make_case"](AXIS)
+        expected = take_steps(jax.jit(one), start, batch)
+        assert np.isfinite(expected[1]["loss"])
+        layouts = {
+            "jit": on_sharded_jit(one, start, batch, mesh),
+            "shard_map": on_shard_map(spread, start, batch, mesh),
+            "pmap": on_pmap(spread, start, batch),
+        }
+        for name, found in layouts.items():
+            equal = functools.partial(
+                np.testing.assert_allclose,
+                rtol=2e-5,
+                atol=atol,
+                err_msg=f"{script.stem} under {name}",
+            )
+            jax.tree.map(equal, found, expected)
+            print(f"{script.stem}/{name}")
+
+
+if __name__ == "__main__":
+    main()
