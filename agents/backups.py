@@ -1,6 +1,5 @@
 """What multi-step targets of off-policy sequences are made of: target policy, traces, discounts."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -8,9 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from bellmax.agents.agent import SequenceBatch
-
-# (policy_probs, behaviour_probs) -> traces, each of the actions taken.
-TraceFn = Callable[[Float[Array, "B S"], Float[Array, "B S"]], Float[Array, "B S"]]
+from bellmax.losses import TraceFn
 
 
 class Backup(NamedTuple):

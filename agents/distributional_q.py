@@ -26,8 +26,9 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from bellmax import losses
 from bellmax.agents import backups, followers, updates
 from bellmax.agents.agent import Agent, Metrics, Params, SequenceBatch
-from bellmax.agents.backups import Backup, TraceFn
+from bellmax.agents.backups import Backup
 from bellmax.agents.return_laws import ReturnLaw
+from bellmax.losses import TraceFn
 
 # (params, observations[..., *shape], key) -> outputs[..., A, K]; the key, or None, is for noisy
 # layers.

@@ -11,20 +11,18 @@ bit.
 
 import functools
 import pathlib
-import platform
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-import bellmax
 from bellmax.agents import networks
 from bellmax.experiments import (
     align_config,
     align_report,
     align_stages,
+    announcement,
     errors,
     gold,
     language_run,
@@ -67,24 +65,18 @@ def train(config: align_config.AlignConfig, workdir: pathlib.Path) -> list[dict[
 
 
 def _announce(run: align_stages.AlignRun) -> None:
-    if jax.process_index() != 0:
-        return
     train = run.config.train
     params = jax.eval_shape(functools.partial(networks.init, run.network), jax.random.key(0))
     buckets = run.config.data.bucket_lengths
     lines = (
-        f"bellmax {bellmax.__version__}, jax {jax.__version__}, Python {platform.python_version()}",
-        f"devices: {jax.device_count()} {jax.devices()[0].platform}, mesh {dict(run.mesh.shape)}, "
-        f"processes: {jax.process_count()}",
         f"policy: {networks.num_parameters(params):,} parameters, vocabulary "
         f"{run.network.vocab_size}",
         sources.describe("train", run.data.train, buckets),
         sources.describe("held out", run.data.held_out, buckets),
         f"steps: {train.warm_start_steps} of warm start, then {train.num_steps} each of "
         f"{', '.join(run.config.loss.names)}; {train.batch_size} rows a step",
-        f"workdir: {run.workdir}",
     )
-    print("\n".join(lines), file=sys.stderr, flush=True)
+    announcement.announce(lines, mesh=run.mesh, workdir=run.workdir)
 
 
 _FLAGS = config_lib.RunFlags("align") if __name__ == "__main__" else None

@@ -11,8 +11,6 @@ the run receives checkpoints with the replay, `metrics.jsonl`, TensorBoard event
 
 import functools
 import pathlib
-import platform
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,10 +20,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
-import bellmax
 from bellmax.agents import networks
-from bellmax.experiments import config as config_lib
 from bellmax.experiments import (
+    announcement,
     control_config,
     control_loop,
     control_methods,
@@ -36,6 +33,7 @@ from bellmax.experiments import (
     plots,
     runner,
 )
+from bellmax.experiments import config as config_lib
 from bellmax.experiments.control_config import ControlConfig
 
 
@@ -92,7 +90,7 @@ def train(config: ControlConfig, workdir: pathlib.Path) -> list[dict[str, Any]]:
             workdir=workdir,
             state=state,
             train_step=_train_step(setup, config, devices),
-            batches=runner.NoBatches(),
+            batches=runner.SameBatches(),
             schedule=schedule,
             run_key=run_key,
             mesh=devices,
@@ -198,24 +196,18 @@ def _evaluation(setup: control_loop.Setup, config: ControlConfig, devices: Mesh,
 
 
 def _announce(config: ControlConfig, workdir: pathlib.Path, devices: Mesh, state: State) -> None:
-    if jax.process_index() != 0:
-        return
     keys, model = config.train, config.model
     count = networks.num_parameters(state.seeds.agent.params) // keys.num_seeds
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state.seeds.replay))
     lines = (
-        f"bellmax {bellmax.__version__}, jax {jax.__version__}, Python {platform.python_version()}",
-        f"devices: {jax.device_count()} {jax.devices()[0].platform}, mesh {dict(devices.shape)}, "
-        f"processes: {jax.process_count()}",
         f"environment: {config.data.name}, {keys.num_environments} of them a seed",
         f"network: {count:,} parameters, {model.num_outputs} {model.law} outputs an action",
         f"replay: {keys.replay_size:,} transitions a seed, {size / 1e6:.0f} MB in all",
         f"steps: {keys.num_env_steps:,} environment steps of each of {keys.num_seeds} seeds, "
         f"{keys.num_steps} x {keys.updates_per_step} updates, by each of "
         f"{', '.join(config.loss.names)}",
-        f"workdir: {workdir}",
     )
-    print("\n".join(lines), file=sys.stderr, flush=True)
+    announcement.announce(lines, mesh=devices, workdir=workdir)
 
 
 _FLAGS = config_lib.RunFlags("control") if __name__ == "__main__" else None

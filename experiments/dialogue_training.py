@@ -7,8 +7,6 @@ table, and win-rates between tables are sums (`envs.dialogue_exact`, `dialogue_s
 """
 
 import pathlib
-import platform
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,10 +16,10 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-import bellmax
 from bellmax.agents import Params, mtpo, networks
 from bellmax.envs import dialogue_exact
 from bellmax.experiments import (
+    announcement,
     dialogue_config,
     dialogue_methods,
     dialogue_solutions,
@@ -34,23 +32,11 @@ from bellmax.experiments.dialogue_config import DialogueConfig
 from bellmax.experiments.dialogue_methods import Rows
 
 
-class _SameRows:
-    """The same row numbers again and again: this process's share of a batch."""
-
-    def __init__(self, batch_size: int):
-        share = batch_size // jax.process_count()
-        first = jax.process_index() * share
-        self._rows = np.arange(first, first + share, dtype=np.int32)
-
-    def __next__(self) -> Rows:
-        return Rows(self._rows)
-
-    def get_state(self) -> dict[str, Any]:
-        # There is no position: a step's randomness comes from its key.
-        return {}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        del state
+def _rows(batch_size: int) -> Rows:
+    """This process's share of the row numbers of a batch."""
+    share = batch_size // jax.process_count()
+    first = jax.process_index() * share
+    return Rows(np.arange(first, first + share, dtype=np.int32))
 
 
 def train(config: DialogueConfig, workdir: pathlib.Path) -> list[dict[str, Any]]:
@@ -94,7 +80,7 @@ def train(config: DialogueConfig, workdir: pathlib.Path) -> list[dict[str, Any]]
             workdir=workdir,
             state=state,
             train_step=trainer.train_step,
-            batches=_SameRows(keys.batch_size),
+            batches=runner.SameBatches(_rows(keys.batch_size)),
             schedule=schedule,
             run_key=dialogue_methods.stage_key(config.seed, name),
             mesh=devices,
@@ -116,21 +102,15 @@ def train(config: DialogueConfig, workdir: pathlib.Path) -> list[dict[str, Any]]
 
 
 def _announce(config: DialogueConfig, workdir: pathlib.Path, state: mtpo.State, devices) -> None:
-    if jax.process_index() != 0:
-        return
     data, keys = config.data, config.train
     lines = (
-        f"bellmax {bellmax.__version__}, jax {jax.__version__}, Python {platform.python_version()}",
-        f"devices: {jax.device_count()} {jax.devices()[0].platform}, mesh {dict(devices.shape)}, "
-        f"processes: {jax.process_count()}",
         f"policy: {networks.num_parameters(state.reference_params):,} parameters",
         f"game: {data.num_types} types of student, {data.num_turns} turns of "
         f"{data.utterance_length} words; evaluation: exact, over all conversations",
         f"steps: {keys.num_steps} each of {', '.join(config.loss.methods)}; {keys.batch_size} "
         f"conversations a step, {config.loss.num_rivals} rivals each",
-        f"workdir: {workdir}",
     )
-    print("\n".join(lines), file=sys.stderr, flush=True)
+    announcement.announce(lines, mesh=devices, workdir=workdir)
 
 
 _scored = jax.jit(dialogue_solutions.score)

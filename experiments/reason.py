@@ -14,17 +14,14 @@ The same command resumes a run that was stopped, bit for bit.
 
 import functools
 import pathlib
-import platform
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 
-import bellmax
 from bellmax.agents import networks
-from bellmax.experiments import config as config_lib
 from bellmax.experiments import (
+    announcement,
     dialogue_config,
     dialogue_training,
     errors,
@@ -35,6 +32,7 @@ from bellmax.experiments import (
     reason_report,
     reason_stages,
 )
+from bellmax.experiments import config as config_lib
 from bellmax.experiments.data import sources
 
 
@@ -70,16 +68,11 @@ def train(config: reason_config.ReasonConfig, workdir: pathlib.Path) -> list[dic
 
 
 def _announce(run: reason_stages.ReasonRun) -> None:
-    if jax.process_index() != 0:
-        return
     train, loss = run.config.train, run.config.loss
     params = jax.eval_shape(functools.partial(networks.init, run.network), jax.random.key(0))
     buckets = run.config.data.bucket_lengths
     exact = run.gold is not None
     lines = (
-        f"bellmax {bellmax.__version__}, jax {jax.__version__}, Python {platform.python_version()}",
-        f"devices: {jax.device_count()} {jax.devices()[0].platform}, mesh {dict(run.mesh.shape)}, "
-        f"processes: {jax.process_count()}",
         f"policy: {networks.num_parameters(params):,} parameters, vocabulary "
         f"{run.network.vocab_size}",
         sources.describe("pairs", run.data.train, buckets),
@@ -89,9 +82,8 @@ def _announce(run: reason_stages.ReasonRun) -> None:
         f"steps: {train.warm_start_steps} of warm start, then {train.num_steps} each of "
         f"{', '.join(loss.names)}; {train.batch_size} prompts a step, "
         f"{train.num_opponents + 1} completions each",
-        f"workdir: {run.workdir}",
     )
-    print("\n".join(lines), file=sys.stderr, flush=True)
+    announcement.announce(lines, mesh=run.mesh, workdir=run.workdir)
 
 
 _FLAGS = config_lib.RunFlags("reason") if __name__ == "__main__" else None

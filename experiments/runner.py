@@ -45,12 +45,20 @@ class Batches(Protocol):
         ...
 
 
-class NoBatches:
-    """The data of a stage that makes its own, such as by acting: empty batches."""
+class SameBatches:
+    """The data of a stage that makes its own, such as by acting: one batch, again and again."""
 
-    def __next__(self) -> tuple[()]:
-        """Returns nothing."""
-        return ()
+    def __init__(self, batch: Any = ()):
+        """Makes the iterator.
+
+        Args:
+          batch: what every step gets; nothing by default.
+        """
+        self._batch = batch
+
+    def __next__(self) -> Any:
+        """Returns the batch."""
+        return self._batch
 
     def get_state(self) -> dict[str, Any]:
         """Returns no position: a step's randomness comes from its key."""

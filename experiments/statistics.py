@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+from scipy import stats
 
 
 class Estimate(NamedTuple):
@@ -124,3 +125,31 @@ def bootstrap_difference(
     found = [resampled(scores) - resampled(other) for _ in range(num_samples)]
     low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
     return Estimate(statistic(scores) - statistic(other), float(low), float(high))
+
+
+def mean_interval(
+    values: Float[np.ndarray, "S *K"], *, level: float = 0.95
+) -> tuple[Float[np.ndarray, "*K"], Float[np.ndarray, "*K"]]:
+    """Returns the ends of Student's interval of a mean over seeds.
+
+    Args:
+      values: one value a seed, or several. [S, ...].
+      level: of the interval, in (0, 1).
+
+    Returns:
+      Lower and upper ends, infinite for one seed. [...].
+
+    Raises:
+      ValueError: there are no seeds, or the level is out of range.
+    """
+    count = values.shape[0] if values.ndim else 0
+    if not count:
+        raise ValueError(f"values must be [seeds, ...] with a seed, got shape {values.shape}.")
+    if not 0 < level < 1:
+        raise ValueError(f"level must be in (0, 1), got {level}.")
+    mean = values.mean(axis=0)
+    if count < 2:
+        return np.full_like(mean, -np.inf), np.full_like(mean, np.inf)
+    quantile = stats.t.ppf((1 + level) / 2, count - 1)
+    half = quantile * values.std(axis=0, ddof=1) / np.sqrt(count)
+    return mean - half, mean + half

@@ -14,7 +14,6 @@ files anew.
 """
 
 import pathlib
-import platform
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -23,10 +22,9 @@ import jax
 import ml_collections
 import numpy as np
 
-import bellmax
 from bellmax.agents import tabular
-from bellmax.experiments import config as config_lib
 from bellmax.experiments import (
+    announcement,
     errors,
     metrics,
     plots,
@@ -36,6 +34,7 @@ from bellmax.experiments import (
     tabular_q_lambda,
     tabular_trees,
 )
+from bellmax.experiments import config as config_lib
 
 
 def solve(config: tabular_config.TabularConfig, workdir: pathlib.Path) -> dict[str, Any]:
@@ -193,8 +192,7 @@ def main(argv: Sequence[str]) -> None:
     parsed = parse(config)
     config_lib.save_run_config(workdir, config)
     _announce(
-        f"bellmax {bellmax.__version__}, jax {jax.__version__}, Python "
-        f"{platform.python_version()}, {jax.devices()[0].platform}, float64; workdir: {workdir}"
+        f"{announcement.versions()}, {jax.devices()[0].platform}, float64; workdir: {workdir}"
     )
     run(parsed, workdir)
 

@@ -25,15 +25,19 @@ import numpy as np
 from bellmax.configs.reason import mtpo
 from bellmax.envs import dialogue_exact
 from bellmax.experiments import config as config_lib
-from bellmax.experiments import dialogue_config, dialogue_methods, dialogue_solutions, plots
+from bellmax.experiments import (
+    dialogue_config,
+    dialogue_methods,
+    dialogue_solutions,
+    plots,
+    statistics,
+)
 from bellmax.experiments.claims.claim import Claim, Outcome
 
 METHODS = ("mtpo", "single_turn")
 # Seeds 0 to 2 were used to choose hyper-parameters.
 FIRST_SEED = 100
 _EVALUATE_EVERY = 50
-# 97.5% quantiles of Student's t with 1, 2, ... degrees of freedom; beyond the last, the last.
-_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
 def make_config(seed: int, *, num_steps: int = 400) -> dialogue_config.DialogueConfig:
@@ -108,24 +112,6 @@ def learn(method: str, seeds: list[int], *, num_steps: int, every: int) -> Curve
     return Curves(np.stack(tables), np.stack(references))
 
 
-def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the ends of the 95% t-interval of a mean over seeds.
-
-    Args:
-      values: one value a seed, or several. [S, ...].
-
-    Returns:
-      Lower and upper ends, infinite for one seed. [...].
-    """
-    count = values.shape[0]
-    mean = values.mean(axis=0)
-    if count < 2:
-        return np.full_like(mean, -np.inf), np.full_like(mean, np.inf)
-    quantile = _QUANTILES[min(count - 1, len(_QUANTILES)) - 1]
-    half = quantile * values.std(axis=0, ddof=1) / np.sqrt(count)
-    return mean - half, mean + half
-
-
 def run(seeds: int, directory: pathlib.Path) -> Outcome:
     """Trains both methods on each seed and compares them exactly."""
     config = make_config(FIRST_SEED)
@@ -165,7 +151,7 @@ def run(seeds: int, directory: pathlib.Path) -> Outcome:
         for time in range(steps.size):
             pair = whole.tables[place, time], single.tables[place, time]
             ours[place, time] = win_rate(game, *pair)
-    low, high = interval(ours)
+    low, high = statistics.mean_interval(ours)
     means = {key: float(np.mean([row[key] for row in optima])) for key in optima[0]}
     picture = directory / "mtpo_dialogue.png"
     _draw(picture, steps, ours, scores, means)
@@ -191,7 +177,7 @@ def run(seeds: int, directory: pathlib.Path) -> Outcome:
 
 
 def _curve(label: str, steps: np.ndarray, values: np.ndarray) -> plots.Series:
-    low, high = interval(values)
+    low, high = statistics.mean_interval(values)
     if len(values) < 2:
         return plots.Series(label, steps, values[0])
     return plots.Series(label, steps, values.mean(axis=0), low, high)

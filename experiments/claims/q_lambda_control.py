@@ -1,9 +1,10 @@
 r"""Q(lambda)-C51 learns faster than one-step C51 at the same environment steps; Retrace beside.
 
 Three tasks (CartPole, and MinAtar's Breakout and Space Invaders with sticky actions), five seeds
-each, one network, one replay and one exploration for all methods: only the target differs. Q(lambda) has lambda 0.7 and
-the greedy policy mixed into the behaviour with weight 0.7, within the range that its paper names;
-Retrace has lambda 1 and the greedy policy. Sequences have five transitions.
+each, one network, one replay and one exploration for all methods: only the target differs.
+Q(lambda) has lambda 0.7 and the greedy policy mixed into the behaviour with weight 0.7, within the
+range that its paper names; Retrace has lambda 1 and the greedy policy. Sequences have five
+transitions.
 
 A run's score is the return of greedy episodes, averaged over all evaluations after the first, in
 units of the mean of one-step C51's runs on the task. Scores are compared by interquartile mean over
@@ -107,8 +108,8 @@ CLAIM = Claim(
         "C51 with Q(lambda), mixing 0.6 to 0.8, ahead of C51 on Atari-57; no number carries over"
     ),
     budget=(
-        f"3 tasks, 3 methods, 5 seeds; 100,000 steps of CartPole, {MINATAR_STEPS:,} of each MinAtar "
-        "game; an hour"
+        f"3 tasks, 3 methods, 5 seeds; 100,000 steps of CartPole, {MINATAR_STEPS:,} of each "
+        "MinAtar game; an hour"
     ),
     acceptance=(
         "interquartile mean of Q(lambda)'s score minus one-step's: lower end of the 95% stratified "

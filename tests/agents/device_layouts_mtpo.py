@@ -4,7 +4,6 @@ The rows carry unequal weights and unequal numbers of turns, and one device sees
 all, so that a mean of means, of losses or of advantages, would fail.
 """
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np

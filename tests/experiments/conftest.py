@@ -1,16 +1,24 @@
-"""Tiny runs of `align` and `reason`, and a way to run a command line inside the test's process."""
+"""Tiny runs of `align` and `reason`, and ways to run a command line here or in a process."""
 
 import json
+import os
 import pathlib
+import random
 import runpy
+import signal
+import subprocess
 import sys
+import time
 
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from absl import flags
 
 from bellmax.configs.align import base
 from bellmax.configs.reason import base as reason_base
-from bellmax.experiments import align_config, reason_config
+from bellmax.experiments import align_config, metrics, reason_config
 from bellmax.experiments import config as config_lib
 
 TINY = {
@@ -115,3 +123,87 @@ def run_main(monkeypatch, capfd):
         return (0 if code is None else int(code)), capfd.readouterr().err
 
     return run
+
+
+class Processes:
+    """One command line in processes of its own, each in a folder that goes on where it stopped."""
+
+    def __init__(self, folder: pathlib.Path, *command: str):
+        self.folder = folder
+        self._command = [sys.executable, "-P", "-m", *command]
+        # Compiled programs are shared between the processes, which saves most of their time.
+        self._environment = {
+            **os.environ,
+            "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+
+    def start(self, name: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [*self._command, f"--workdir={self.folder / name}"],
+            env=self._environment,
+            cwd=self.folder,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def finish(self, name: str) -> None:
+        process = self.start(name)
+        _, stderr = process.communicate(timeout=300)
+        assert process.returncode == 0, stderr[-3000:]
+
+    def wait_for_a_new_checkpoint(self, process: subprocess.Popen, name: str) -> None:
+        before = self._saved(name)
+        while not self._saved(name) - before and process.poll() is None:
+            time.sleep(0.005)
+
+    def kill_at_a_random_moment(self, name: str) -> str:
+        """Kills a process after it saved; returns when, for a message."""
+        process = self.start(name)
+        self.wait_for_a_new_checkpoint(process, name)
+        delay = random.Random().uniform(0.0, 1.5)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        return f"killed after {delay} s"
+
+    def _saved(self, name: str) -> set[pathlib.Path]:
+        return {
+            path for path in (self.folder / name / "checkpoints").glob("*/*") if path.name.isdigit()
+        }
+
+    def last_checkpoints(self, name: str) -> dict[str, tuple[int, dict]]:
+        """Each stage's last step and what it saved, as arrays."""
+        stages = {}
+        for folder in sorted((self.folder / name / "checkpoints").iterdir()):
+            last = max((p for p in folder.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+            with ocp.StandardCheckpointer() as reader:
+                state = jax.device_get(reader.restore(last / "state"))
+            stages[folder.name] = (int(last.name), state)
+        return stages
+
+    def assert_same(self, name: str, other: str, message: str) -> None:
+        """Two folders hold the same bits and the same metrics."""
+        found, expected = self.last_checkpoints(name), self.last_checkpoints(other)
+        assert jax.tree.structure(found) == jax.tree.structure(expected)
+        for one, two in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_array_equal(one, two, err_msg=message)
+        assert self.rows(name) == self.rows(other), message
+
+    def rows(self, name: str) -> list[dict]:
+        """The metrics, less the time they took."""
+        return [
+            {key: value for key, value in row.items() if key != "wall_time_s"}
+            for row in metrics.read_metrics(self.folder / name)
+        ]
+
+
+@pytest.fixture
+def processes(tmp_path):
+    """Returns `Processes` of `python -m MODULE ARGUMENTS` in the test's folder."""
+
+    def make(module: str, *arguments: str) -> Processes:
+        return Processes(tmp_path, module, *arguments)
+
+    return make

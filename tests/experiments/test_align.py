@@ -2,17 +2,10 @@
 
 import dataclasses
 import json
-import os
 import pathlib
-import random
 import signal
-import subprocess
-import sys
-import time
 
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
 from bellmax.experiments import align, align_config, evaluation, metrics, preference_losses
@@ -161,19 +154,7 @@ def test_the_reference_is_computed_once(plain, tiny_config, pairs_file, monkeypa
         align.train(changed, plain)
 
 
-def restored_stages(workdir):
-    """The last checkpoint of every stage, as arrays."""
-    stages = {}
-    for folder in sorted((workdir / "checkpoints").iterdir()):
-        last = max(
-            (path for path in folder.iterdir() if path.name.isdigit()), key=lambda p: int(p.name)
-        )
-        with ocp.StandardCheckpointer() as reader:
-            stages[folder.name] = (int(last.name), jax.device_get(reader.restore(last / "state")))
-    return stages
-
-
-def test_killing_a_run_changes_nothing(tmp_path, tiny_overrides):
+def test_killing_a_run_changes_nothing(processes, tiny_overrides):
     """SIGTERM, then SIGKILL at a random moment, then to the end: the bits of an undisturbed run."""
     overrides = tiny_overrides(
         loss={"names": "('logistic','hinge')", "betas": "(0.5,0.25)"},
@@ -185,76 +166,24 @@ def test_killing_a_run_changes_nothing(tmp_path, tiny_overrides):
             "checkpoint_every": 5,
         },
     )
-    command = [sys.executable, "-P", "-m", "bellmax.experiments.align", "--config=gpo", *overrides]
-    # Compiled programs are shared between the processes, which saves most of their time.
-    environment = {
-        **os.environ,
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
+    runs = processes("bellmax.experiments.align", "--config=gpo", *overrides)
+    runs.finish("whole")
 
-    def start(folder):
-        return subprocess.Popen(
-            [*command, f"--workdir={tmp_path / folder}"],
-            env=environment,
-            cwd=tmp_path,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def finish(folder):
-        process = start(folder)
-        _, stderr = process.communicate(timeout=300)
-        assert process.returncode == 0, stderr[-3000:]
-
-    def saved():
-        return {
-            path.relative_to(tmp_path / "cut")
-            for path in (tmp_path / "cut" / "checkpoints").glob("*/*")
-            if path.name.isdigit()
-        }
-
-    def wait_for_a_new_checkpoint(process):
-        before = saved()
-        while not saved() - before and process.poll() is None:
-            time.sleep(0.005)
-
-    finish("whole")
-
-    process = start("cut")
-    wait_for_a_new_checkpoint(process)
+    process = runs.start("cut")
+    runs.wait_for_a_new_checkpoint(process, "cut")
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 2, stderr
     assert "Traceback" not in stderr
     assert stderr.strip().splitlines()[-1].startswith("error: warm_start: stopped at step ")
 
-    process = start("cut")
-    wait_for_a_new_checkpoint(process)
-    delay = random.Random().uniform(0.0, 1.5)
-    time.sleep(delay)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    finish("cut")
-
-    whole, cut = restored_stages(tmp_path / "whole"), restored_stages(tmp_path / "cut")
-    assert sorted(whole) == ["hinge", "logistic", "warm_start"]
-    assert {name: step for name, (step, _) in cut.items()} == {
+    when = runs.kill_at_a_random_moment("cut")
+    runs.finish("cut")
+    assert {name: step for name, (step, _) in runs.last_checkpoints("cut").items()} == {
         "hinge": 60,
         "logistic": 60,
         "warm_start": 150,
     }
-    assert jax.tree.structure(whole) == jax.tree.structure(cut)
-    for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(cut), strict=True):
-        np.testing.assert_array_equal(one, other, err_msg=f"killed after {delay} s")
-
-    def rows(folder):
-        return [
-            {key: value for key, value in row.items() if key != "wall_time_s"}
-            for row in metrics.read_metrics(tmp_path / folder)
-        ]
-
-    assert rows("cut") == rows("whole"), f"killed after {delay} s"
-    kinds = [(row["stage"], row["step"], "loss" in row) for row in rows("cut")]
+    runs.assert_same("cut", "whole", when)
+    kinds = [(row["stage"], row["step"], "loss" in row) for row in runs.rows("cut")]
     assert len(set(kinds)) == len(kinds)

@@ -173,6 +173,32 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(finished, tmp_path
     assert curve(stopped) == curve(workdir)
 
 
+@pytest.mark.slow
+def test_killing_a_run_changes_nothing(processes):
+    """SIGKILL at two random moments, then to the end: the bits of an undisturbed run."""
+    overrides = {
+        "model.hidden_sizes": "(16,)",
+        "train.num_seeds": 2,
+        "train.num_env_steps": 8000,
+        "train.updates_per_step": 50,
+        "train.batch_size": 8,
+        "train.learning_starts": 200,
+        "train.replay_size": 1000,
+        "train.evaluate_every": 5,
+        "train.checkpoint_every": 2,
+    }
+    runs = processes(
+        "bellmax.experiments.control",
+        "--config=c51_q_lambda:cartpole",
+        *(f"--config.{key}={value}" for key, value in overrides.items()),
+    )
+    runs.finish("whole")
+    moments = [runs.kill_at_a_random_moment("cut") for _ in range(2)]
+    assert not (runs.folder / "cut" / "result.json").exists()
+    runs.finish("cut")
+    runs.assert_same("cut", "whole", ", ".join(moments))
+
+
 def windows(config, devices):
     """Trains without files for three windows, and returns the seeds."""
     environment = control_methods.make_environment(config.data)

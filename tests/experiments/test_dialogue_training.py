@@ -149,13 +149,6 @@ def test_refuses_configs_that_make_no_sense(groups, message, tmp_path):
         dialogue_training.train(tiny(**groups), tmp_path)
 
 
-def test_interval_by_hand():
-    # Mean 2, deviation 1, three seeds: 4.303 / sqrt(3) = 2.4843.
-    low, high = mtpo_dialogue.interval(np.array([1.0, 2.0, 3.0]))
-    np.testing.assert_allclose([low, high], [2 - 2.4843, 2 + 2.4843], atol=1e-3)
-    assert mtpo_dialogue.interval(np.array([0.9]))[0] == -np.inf
-
-
 @pytest.mark.slow
 def test_claim_holds_on_its_seeds(tmp_path):
     claim = mtpo_dialogue.CLAIM

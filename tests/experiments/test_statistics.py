@@ -97,3 +97,19 @@ MATRIX = np.ones((2, 2))
 def test_scores_and_levels_that_are_none_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_an_interval_of_a_mean_by_hand():
+    # Mean 2, deviation 1, three seeds: 4.3027 / sqrt(3) = 2.4842.
+    low, high = statistics.mean_interval(np.array([1.0, 2.0, 3.0]))
+    np.testing.assert_allclose([low, high], [2 - 2.4842, 2 + 2.4842], atol=1e-4)
+    low, high = statistics.mean_interval(np.array([[0.9, 1.0]]))
+    np.testing.assert_array_equal(low, [-np.inf, -np.inf])
+    np.testing.assert_array_equal(high, [np.inf, np.inf])
+
+
+def test_an_interval_of_no_seeds_is_refused():
+    with pytest.raises(ValueError, match=r"values must be \[seeds"):
+        statistics.mean_interval(np.zeros((0, 2)))
+    with pytest.raises(ValueError, match="level"):
+        statistics.mean_interval(np.zeros(2), level=1.0)
