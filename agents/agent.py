@@ -136,6 +136,8 @@ class SequenceBatch(NamedTuple):
       behaviour_probs: law of the actions at x_0 .. x_{T - 1} when they were taken. [B, T, A].
       index: number of the sequence in its replay; None for 0..B-1. [B].
       weight: weight of the sequence in every average; None for ones. [B].
+      last_behaviour_probs: law of the action at x_T, which the target policy is mixed with there;
+        None where it is not known. [B, A].
     """
 
     observations: Float[Array, "B T+1 ..."]
@@ -147,3 +149,4 @@ class SequenceBatch(NamedTuple):
     # The field's name is fixed for every batch; nobody looks for a value in a batch by tuple.index.
     index: Int[Array, " B"] | None = None  # pyright: ignore[reportIncompatibleMethodOverride]
     weight: Float[Array, " B"] | None = None
+    last_behaviour_probs: Float[Array, "B A"] | None = None

@@ -36,8 +36,8 @@ def backup(
 ) -> Backup:
     """Returns policy, discounts and traces of sequences.
 
-    At x_T the behaviour is not known, nor where an episode has ended, since nobody acts there: the
-    target policy is the greedy one unmixed in those places.
+    The target policy is the greedy one, unmixed, where an episode has ended, since nobody acts
+    there; and at x_T if the batch does not say who acted there.
 
     Args:
       batch: the sequences.
@@ -51,20 +51,21 @@ def backup(
     """
     greedy = jax.nn.one_hot(jnp.argmax(next_values, axis=-1), next_values.shape[-1])
     mu = batch.behaviour_probs[:, 1:]
-    ended = (batch.terminated | batch.truncated)[:, :-1]
-    mixed = mixing * greedy[:, :-1] + (1 - mixing) * mu
+    last = batch.last_behaviour_probs
+    laws = jnp.concatenate([mu, (greedy[:, -1] if last is None else last)[:, None]], axis=1)
+    ended = batch.terminated | batch.truncated
     # A select and not a product: what stands there for a law may be NaN.
-    mixed = jnp.where(ended[..., None], greedy[:, :-1], mixed)
+    policy = jnp.where(ended[..., None], greedy, mixing * greedy + (1 - mixing) * laws)
     next_actions = batch.actions[:, 1:]
 
     def of_taken(probs):
         return jnp.take_along_axis(probs, next_actions[..., None], axis=-1)[..., 0]
 
-    traces = trace_fn(of_taken(mixed), of_taken(mu))
+    traces = trace_fn(of_taken(policy[:, :-1]), of_taken(mu))
     # The step after an end begins an episode and is no transition: nothing is learnt through it.
     return Backup(
-        policy=jnp.concatenate([mixed, greedy[:, -1:]], axis=1),
+        policy=policy,
         next_actions=next_actions,
         discounts=discount * (1.0 - batch.terminated.astype(jnp.float32)),
-        traces=jnp.where(ended, 0.0, traces),
+        traces=jnp.where(ended[:, :-1], 0.0, traces),
     )

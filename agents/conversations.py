@@ -105,7 +105,8 @@ def turn_laws(
       model: policy and reference as functions; needs `hidden_states` and `unembedding`.
       params: `policy` and `value`, as in `agents.mtpo.State`.
       reference_params: the reference's; gradient-stopped.
-      batch: the conversations; the preferences are not read.
+      batch: the conversations, the rest of a row after its last counted token being padding; the
+        preferences are not read.
       legal: true where the policy may say a token at all; None where all may. [V].
       value_gradient: factor on the gradient that the values send into the policy's network; the
         value head's own is not scaled.
@@ -115,7 +116,8 @@ def turn_laws(
     """
     assert model.hidden_states is not None
     # Position t - 1 predicts token t: shifted here for log-probabilities and divergences alike.
-    inputs, targets = batch.tokens[:, :-1], batch.tokens[:, 1:]
+    tokens = language.without_padding(batch.tokens, batch.mask, batch.weight)
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
     hidden = model.hidden_states(params["policy"], inputs)
     logits = _logits(model, params["policy"], hidden, legal)
     reference = jax.lax.stop_gradient(reference_params)

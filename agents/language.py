@@ -53,6 +53,30 @@ def check_chunking(model: LanguageModel, chunk_size: int | None) -> None:
         )
 
 
+def without_padding(
+    tokens: Int[Array, "B T"], mask: Array, weight: Float[Array, " B"] | None = None
+) -> Int[Array, "B T"]:
+    """Returns tokens that any network can read: 0 after the last one that counts.
+
+    Padding may hold ids that are no tokens (-100, or the size of the vocabulary). Their embeddings
+    are NaN, and causal attention multiplies what it does not see by 0, which leaves NaN.
+
+    Args:
+      tokens: prompt and completion, padded on the right. [B, T].
+      mask: 1 on the tokens that count. [B, T].
+      weight: 0 for a row that does not count and may hold anything; None where all count. [B].
+
+    Returns:
+      The tokens; a row in which nothing counts is all 0. [B, T].
+    """
+    places = jnp.arange(tokens.shape[1])
+    counted = jnp.asarray(mask) != 0
+    if weight is not None:
+        counted = counted & (weight > 0)[:, None]
+    last = jnp.max(jnp.where(counted, places, -1), axis=1, keepdims=True)
+    return jnp.where(places <= last, tokens, 0)
+
+
 def completion_log_probs(
     model: LanguageModel,
     params: Params,
@@ -69,7 +93,7 @@ def completion_log_probs(
       model: the language model.
       params: its parameters.
       tokens: prompt and completion, padded on the right (causal attention keeps padding from
-        reaching any counted token). [B, T].
+        reaching any counted token); of the vocabulary, see `without_padding`. [B, T].
       chunk_size: tokens per chunk of the path that never holds [B, T, V]; None for the plain path,
         which is faster for small vocabularies.
 

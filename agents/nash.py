@@ -78,9 +78,15 @@ def log_probs(
     }
     fields = {
         f"{side}_{field}": language.completion_log_probs(
-            model, parameters, tokens, chunk_size=chunk_size
+            model,
+            parameters,
+            language.without_padding(tokens, mask, batch.weight),
+            chunk_size=chunk_size,
         )
-        for side, tokens in (("first", batch.first_tokens), ("second", batch.second_tokens))
+        for side, tokens, mask in (
+            ("first", batch.first_tokens, batch.first_mask),
+            ("second", batch.second_tokens, batch.second_mask),
+        )
         for field, parameters in named.items()
     }
     wins = batch.preferences

@@ -99,7 +99,7 @@ def sequence_log_probs(
     Args:
       model: the language model.
       params: its parameters.
-      batch: the pairs; only tokens and masks are read.
+      batch: the pairs; only tokens, masks and weights are read.
       chunk_size: tokens per chunk of the head, or None to hold all logits at once.
 
     Returns:
@@ -107,6 +107,8 @@ def sequence_log_probs(
     """
     tokens = jnp.concatenate([batch.chosen_tokens, batch.rejected_tokens])
     mask = jnp.concatenate([batch.chosen_mask, batch.rejected_mask])
+    weight = None if batch.weight is None else jnp.concatenate([batch.weight, batch.weight])
+    tokens = language.without_padding(tokens, mask, weight)
     token_log_probs = language.completion_log_probs(model, params, tokens, chunk_size=chunk_size)
     chosen, rejected = jnp.split(losses.sequence_log_probs(token_log_probs, mask), 2)
     return chosen, rejected

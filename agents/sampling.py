@@ -158,6 +158,7 @@ def _generate(
     last_real = jnp.max(jnp.where(real, jnp.arange(width), 0), axis=1)
 
     def draw(logits, place) -> token_laws.Draw:
+        logits = logits.astype(jnp.float32)
         if temperature is None:
             return token_laws.greedy(logits)
         uniform = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, place)))(row_keys)

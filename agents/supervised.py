@@ -85,8 +85,9 @@ def update(
     del key
 
     def objective(params):
+        tokens = language.without_padding(batch.tokens, batch.mask, batch.weight)
         token_log_probs = language.completion_log_probs(
-            model, params, batch.tokens, chunk_size=chunk_size
+            model, params, tokens, chunk_size=chunk_size
         )
         mask = jnp.asarray(batch.mask, jnp.float32)
         weight = jnp.ones(mask.shape[:1]) if batch.weight is None else batch.weight

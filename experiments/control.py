@@ -164,8 +164,9 @@ def _train_step(setup: control_loop.Setup, config: ControlConfig, devices: Mesh)
         del batch
         seeds, rows = mapped(state.seeds, key)
         found = {name: values.mean() for name, values in rows.items()}
-        # A count: it grows whichever seed skips.
-        found["updates/skipped"] = rows["updates/skipped"].sum()
+        # Counts: the one grows whichever seed skips, and the other says of how many.
+        for name in ("updates/skipped", "updates/done"):
+            found[name] = rows[name].sum()
         found["env_steps"] = seeds.env_steps[0].astype(jnp.float32) * keys.num_environments
         return State(state.step + 1, seeds), found
 

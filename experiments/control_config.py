@@ -41,11 +41,14 @@ class EnvironmentConfig:
       source: a key of `control_methods.SOURCES`.
       name: the environment's name there.
       sticky_actions: probability that an action is the last one again, in [0, 1).
+      reward_clip: rewards are learnt from after clipping to this distance from 0, and reported as
+        they are; 0 for no clipping.
     """
 
     source: str
     name: str
     sticky_actions: float
+    reward_clip: float
 
 
 @dataclasses.dataclass(frozen=True)

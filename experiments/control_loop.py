@@ -49,6 +49,7 @@ class Setup(NamedTuple):
       num_environments: N.
       steps_per_update: steps of every environment between updates.
       observation_dtype: what the replay keeps observations in.
+      reward_clip: the replay's rewards are clipped to this distance from 0; 0 for no clipping.
     """
 
     environment: Environment
@@ -60,6 +61,7 @@ class Setup(NamedTuple):
     num_environments: int
     steps_per_update: int
     observation_dtype: Any
+    reward_clip: float = 0.0
 
 
 def prepare(environment: Environment) -> Environment:
@@ -75,10 +77,11 @@ def prepare(environment: Environment) -> Environment:
 
 
 def _store(setup: Setup, timesteps: TimeStep, actions, moved: TimeStep, probs, begins) -> Step:
+    reward, most = moved.reward.astype(jnp.float32), setup.reward_clip
     return Step(
         observation=timesteps.observation.astype(setup.observation_dtype),
         action=actions.astype(jnp.int32),
-        reward=moved.reward.astype(jnp.float32),
+        reward=jnp.clip(reward, -most, most) if most else reward,
         terminated=moved.terminated,
         truncated=moved.truncated,
         probs=probs.astype(jnp.float32),
@@ -207,8 +210,13 @@ def train_window(
 
     state, rows = jax.lax.scan(one, state, jax.random.split(key, num_updates))
     done = rows["updates/done"].sum()
+    # Of an update that was skipped nothing is averaged; of a window that was, NaN tells.
+    finite = {name: jnp.isfinite(row) & (rows["updates/done"] > 0) for name, row in rows.items()}
+    metrics = {
+        name: jnp.where(done > 0, jnp.mean(row, where=finite[name]), jnp.zeros(()))
+        for name, row in rows.items()
+    }
     # The count of skipped updates is no average, and the last one stands.
-    metrics = {name: row.sum() / jnp.maximum(done, 1.0) for name, row in rows.items()}
     metrics["updates/skipped"] = rows["updates/skipped"][-1]
     metrics["updates/done"] = done
     recorded = state.environments

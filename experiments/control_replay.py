@@ -159,6 +159,7 @@ class Replay:
             truncated=transitions.truncated,
             behaviour_probs=transitions.probs,
             weight=weight,
+            last_behaviour_probs=steps.probs[:, -1],
         )
         return Sample(batch, indices)
 

@@ -217,17 +217,20 @@ class _Loop:
             row["updates/skipped"] = float(fetched[-1]["updates/skipped"])
         self._writer.write(step, row)
         progress.at(step, row["loss"])
+        skipped = 0.0
         for metrics in fetched:
             count = float(metrics.get("updates/skipped", 0.0))
-            self._skipped_in_a_row = self._skipped_in_a_row + 1 if count > self._skipped else 0
-            self._skipped = count
+            skipped, self._skipped = count - self._skipped, count
+            # A step may be many updates: it was in vain if all of them were skipped.
+            in_vain = skipped > 0 and skipped >= float(metrics.get("updates/done", 1.0))
+            self._skipped_in_a_row = self._skipped_in_a_row + 1 if in_vain else 0
         if self._skipped_in_a_row >= max(self._schedule.log_every, _MOST_SKIPPED_IN_A_ROW):
             raise self._diverged(
                 step, f"the last {self._skipped_in_a_row} updates were not finite and were skipped"
             )
         loss = float(fetched[-1]["loss"])
         # A step that the optimiser left out has done no harm; any other has.
-        if not np.isfinite(loss) and not self._skipped_in_a_row:
+        if not np.isfinite(loss) and skipped <= 0:
             raise self._diverged(step, f"the loss is {loss}")
 
     def _diverged(self, step: int, what: str) -> errors.UserError:

@@ -1,10 +1,26 @@
-"""What all tests share: programs that compile fast, since almost none of them runs for long."""
+"""What all tests share: programs that compile fast or once, since almost none runs for long."""
 
 import os
+import shutil
+import tempfile
+
+_CACHE = "JAX_COMPILATION_CACHE_DIR"
+_made_here = None
 
 
 def pytest_configure(config):
-    """Turns off the costly passes of XLA before JAX is imported, also in processes of tests."""
-    # Reproductions run long enough for optimised programs to pay.
+    """Decides how JAX compiles before it is imported, also in workers and processes of tests."""
+    global _made_here
     if config.option.markexpr == "not slow":
+        # Reproductions run long enough for optimised programs to pay.
         os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    if _CACHE not in os.environ:
+        # Workers and processes share what they compile: a run that is resumed compiles nothing.
+        _made_here = os.environ[_CACHE] = tempfile.mkdtemp(prefix="bellmax-jax-cache-")
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
+
+def pytest_unconfigure():
+    """Removes the compiled programs of this run."""
+    if _made_here is not None:
+        shutil.rmtree(_made_here, ignore_errors=True)

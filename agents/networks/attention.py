@@ -136,8 +136,8 @@ class Attention(nn.Module):
         values = project("value", self.num_kv_heads)
         if cache is not None:
             keys, values = cache = tuple(
-                jax.lax.dynamic_update_slice(
-                    old, jnp.swapaxes(new, 1, 2).astype(old.dtype), (0, 0, slot, 0)
+                jax.lax.dynamic_update_slice_in_dim(
+                    old, jnp.swapaxes(new, 1, 2).astype(old.dtype), slot, axis=2
                 )
                 for old, new in zip(cache, (keys, values), strict=True)
             )

@@ -225,7 +225,8 @@ def decode_step(
         )
     if tokens.shape[1] > slots:
         raise ValueError(f"tokens must fit the cache's {slots} slots, got {tokens.shape[1]}.")
-    valid = jax.lax.dynamic_update_slice(cache.valid, positions >= 0, (0, cache.length))
+    # Start by axis, and not all at once: indices of one call must have one type, x64 or not.
+    valid = jax.lax.dynamic_update_slice_in_dim(cache.valid, positions >= 0, cache.length, axis=1)
     order = cache.length + jnp.arange(tokens.shape[1])
     visible = (jnp.arange(slots)[None, :] <= order[:, None])[None] & valid[:, None, :]
     tokens = jnp.where(positions >= 0, tokens, 0)

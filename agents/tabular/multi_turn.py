@@ -132,6 +132,16 @@ def _divergences(policy: Array, reference: Array) -> Array:
     return jnp.sum(rel_entr(policy, reference), axis=-1)
 
 
+def _penalty(alpha: Array, divergence: Array) -> Array:
+    """Returns their product, 0 where alpha is 0: 0 times infinity would be NaN."""
+    return alpha * jnp.where((alpha > 0) | jnp.isfinite(divergence), divergence, 0)
+
+
+def _expected(law: Array, values: Array) -> Array:
+    """Returns the mean of values under laws on the last axis; what has no chance may be -inf."""
+    return jnp.sum(jnp.where(law > 0, law * values, 0), axis=-1)
+
+
 def action_values(
     policy: Float[Array, "H X Y"],
     transition: Float[Array, "H X Y X"],
@@ -176,12 +186,12 @@ def action_values(
 
 @jax.jit
 def _action_values(pi, moves, last, mu, alpha):
-    penalties = alpha * _divergences(pi, mu)
+    penalties = _penalty(alpha, _divergences(pi, mu))
 
     def turn(values, inputs):
         chosen, move, penalty = inputs
-        q = jnp.matmul(move, values, precision="highest") - penalty[:, None]
-        return jnp.sum(chosen * q, axis=-1), q
+        q = _expected(move, values) - penalty[:, None]
+        return _expected(chosen, q), q
 
     return jax.lax.scan(turn, last, (pi, moves, penalties), reverse=True)[1]
 
@@ -284,7 +294,8 @@ def regularised_win_rate(
     .. math:: P(\pi \succ \pi') - \alpha \mathrm{KL}_p(\pi, \mu)
               + \alpha \mathrm{KL}_p(\pi', \mu)
 
-    The equilibrium scores at least 1/2 against every policy.
+    The equilibrium scores at least 1/2 against every policy. A policy that leaves the reference's
+    support scores -inf, unless both do: their infinite penalties cancel.
 
     Args:
       policy: pi. [H, X, Y].
@@ -322,8 +333,10 @@ def regularised_win_rate(
 def _regularised_win_rate(pi, other, moves, matrix, mu, initial_state, alpha):
     laws = [_occupancy(player, moves, initial_state)[-1] for player in (pi, other)]
     wins = jnp.sum(laws[0][:, None] * matrix * laws[1])
-    kls = [_trajectory_kl(player, mu, moves, initial_state) for player in (pi, other)]
-    return wins - alpha * (kls[0] - kls[1])
+    kls = jnp.stack([_trajectory_kl(player, mu, moves, initial_state) for player in (pi, other)])
+    # Where both leave the reference's support, their infinite penalties cancel.
+    penalties = _penalty(alpha, jnp.where(jnp.all(jnp.isinf(kls)), 0, kls))
+    return wins - penalties[0] + penalties[1]
 
 
 @jax.jit

@@ -38,6 +38,7 @@ def get_config() -> ml_collections.ConfigDict:
                 "source": "tabular",  # tabular; gymnax, gymnasium (extra `environments`); atari.
                 "name": "frozen_lake",
                 "sticky_actions": 0.0,
+                "reward_clip": 0.0,  # Learn from rewards clipped to so much; 0: as they are.
             },
             "loss": {
                 "names": ("q_lambda", "retrace", "one_step"),

@@ -7,8 +7,9 @@ Command (FrozenLake by default, which needs no further package; the others need 
   python -m bellmax.experiments.control --config=c51_q_lambda --workdir=runs/lake
   python -m bellmax.experiments.control --config=c51_q_lambda:cartpole --workdir=runs/cartpole
   python -m bellmax.experiments.control --config=c51_q_lambda:minatar_breakout --workdir=runs/b
-Atari (extra `atari`) has the usual preprocessing and settings; its games step in Python, one at a
-time, and 200 million frames are for an accelerator:
+Atari (extra `atari`) has the usual preprocessing and settings, rewards clipped to 1; its games step
+in Python, one at a time, 200 million frames are for an accelerator, and the replay of a million
+stacked frames takes 28 GB (`--config.train.replay_size` for less):
   python -m bellmax.experiments.control --config=c51_q_lambda:atari_breakout --workdir=runs/a
 Cost: minutes for FrozenLake and CartPole on 2 CPU cores; half an hour and more for 200,000 steps of
 a MinAtar game, five seeds and three methods.
@@ -54,7 +55,7 @@ def _variant(name: str) -> dict:
         }
     if name == "atari_breakout":
         return {
-            "data": {"source": "atari", "name": "Breakout"},
+            "data": {"source": "atari", "name": "Breakout", "reward_clip": 1.0},
             "model": {
                 "hidden_sizes": (512,),
                 "conv_channels": (32, 64, 64),
@@ -80,9 +81,16 @@ def _variant(name: str) -> dict:
                 "checkpoint_every": 250,
             },
         }
+    # A good policy of Space Invaders is paid more than one point every ten steps.
+    v_min, v_max = (0.0, 30.0) if name == "minatar_space_invaders" else (-10.0, 10.0)
     return {
         "data": {"source": "gymnax", "name": MINATAR[name], "sticky_actions": 0.1},
-        "model": {"hidden_sizes": (128,), "conv_channels": (16,), "v_min": -10.0, "v_max": 10.0},
+        "model": {
+            "hidden_sizes": (128,),
+            "conv_channels": (16,),
+            "v_min": v_min,
+            "v_max": v_max,
+        },
         "optimizer": {"learning_rate": 2.5e-4},
         "loss": {"target_every": 500},
         "train": {
@@ -91,7 +99,7 @@ def _variant(name: str) -> dict:
             "learning_starts": 5000,
             "epsilon_env_steps": 100_000,
             "evaluation_episodes": 16,
-            "evaluation_steps": 2500,
+            "evaluation_steps": 1000,  # Gymnax ends an episode there.
             "log_every": 5,
             "evaluate_every": 25,
             "checkpoint_every": 100,

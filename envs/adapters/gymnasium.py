@@ -3,7 +3,8 @@
 A step is a callback from the compiled program to Python, one environment at a time, so that it is
 slow and exact: whatever `gymnasium.make` gives can be trained on by the loop that serves pure
 environments. Their states cannot be saved. A program that goes on from a checkpoint finds fresh
-environments, and the step in which it does is handed over as truncated.
+environments, and the step in which it does is handed over as truncated: one transition an
+environment that nobody made, with reward 0 and the observation of another episode after it.
 """
 
 import collections
@@ -60,8 +61,11 @@ class _Pool:
         slot, time = int(slot), np.int32(time + 1)
         nothing = (np.float32(0), np.bool_(False))
         if slot not in self._environments:
-            # Of a process that is gone, or closed: what is seen now is another episode's.
-            return time, self._begin(slot, int(seed)), *nothing, np.bool_(True)
+            # Of a process that is gone, or closed: what is seen now is another episode's, and the
+            # next step begins one as after any end.
+            seen = self._begin(slot, int(seed))
+            self._ended[slot] = True
+            return time, seen, *nothing, np.bool_(True)
         self._environments.move_to_end(slot)
         if self._ended[slot]:
             return time, self._begin(slot, int(seed)), *nothing, np.bool_(False)

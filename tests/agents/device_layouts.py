@@ -1,4 +1,4 @@
-"""Run by test_device_layouts.py with 8 forced host devices: each layout must equal one device.
+"""Run by tests/test_devices.py with 8 forced host devices: each layout must equal one device.
 
 Every `device_layouts_AGENT.py` beside this file has a `make_case`, which returns a step
 `(state, batch, key) -> (state, metrics)` for one device, the same step that sums over an axis of

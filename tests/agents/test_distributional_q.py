@@ -190,10 +190,15 @@ def test_no_counted_row_leaves_the_network_as_it_is():
     assert not errors.any()
 
 
+@pytest.mark.parametrize("known", [False, True])
 @pytest.mark.parametrize("mixing", [0.0, 0.6, 1.0])
-def test_the_target_policy_mixes_greedy_and_behaviour(mixing):
+def test_the_target_policy_mixes_greedy_and_behaviour(mixing, known):
     batch = make_batch(4)
-    batch = batch._replace(truncated=batch.truncated.at[0, 1].set(True))
+    batch = batch._replace(truncated=batch.truncated.at[0, 1].set(True).at[1, 3].set(True))
+    last = np.random.default_rng(4).dirichlet(np.ones(ACTIONS), 6)
+    if known:
+        last[1] = np.nan
+        batch = batch._replace(last_behaviour_probs=jnp.asarray(last, jnp.float32))
     next_values = jnp.asarray(np.random.default_rng(3).normal(size=(6, 4, ACTIONS)))
     seen = []
 
@@ -208,8 +213,10 @@ def test_the_target_policy_mixes_greedy_and_behaviour(mixing):
     # Nobody acts where an episode was cut.
     expected[0, 1] = greedy[0, 1]
     np.testing.assert_allclose(found.policy[:, :-1], expected, atol=1e-6)
-    # Nor is it known who acts at the last state.
-    np.testing.assert_array_equal(found.policy[:, -1], greedy[:, -1])
+    # At the last state it may not be known who acts.
+    at_end = mixing * greedy[:, -1] + (1 - mixing) * last if known else greedy[:, -1]
+    at_end[1] = greedy[1, -1]
+    np.testing.assert_allclose(found.policy[:, -1], at_end, atol=1e-6)
     np.testing.assert_array_equal(found.next_actions, batch.actions[:, 1:])
     rows, steps = np.indices((6, 3))
     taken = np.asarray(batch.actions[:, 1:])

@@ -44,6 +44,7 @@ def all_trajectories(transition, reward, behaviour, length):
         truncated=jnp.zeros(a.shape, bool),
         behaviour_probs=jnp.asarray(behaviour[x[:, :-1]], jnp.float32),
         weight=jnp.asarray(weight, jnp.float32),
+        last_behaviour_probs=jnp.asarray(behaviour[x[:, -1]], jnp.float32),
     )
     return batch, (x[:, 0], a[:, 0])
 
@@ -132,13 +133,10 @@ def test_q_lambda_on_policy_learns_the_values_of_a_chain():
 
 
 def backed_up(values, behaviour, *, length, trace_decay, mixing, discount=0.9):
-    """Returns expected returns of T steps from every pair: the scalar recursion, backwards.
-
-    The policy is the mixture where an action follows that the behaviour chose, and greedy at x_T.
-    """
+    """Returns expected returns of T steps from every pair: the scalar recursion, backwards."""
     greedy = np.eye(values.shape[1])[values.argmax(axis=1)]
     mixed = mixing * greedy + (1 - mixing) * behaviour
-    returns = REWARD + discount * TRANSITION @ (greedy * values).sum(axis=1)
+    returns = REWARD + discount * TRANSITION @ (mixed * values).sum(axis=1)
     for _ in range(length - 1):
         corrected = mixed * values + trace_decay * behaviour * (returns - values)
         returns = REWARD + discount * TRANSITION @ corrected.sum(axis=1)
@@ -157,6 +155,28 @@ def test_expected_errors_off_policy_are_those_of_the_scalar_recursion(mixing):
     expected = backed_up(values, behaviour, length=3, trace_decay=0.6, mixing=mixing) - values
     found = average(td_errors(state, batch), batch, firsts, (2, 2))
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [1, 2, 5])
+def test_what_is_learnt_does_not_depend_on_the_length_of_sequences(length):
+    """The values of the mixed policy are the fixed point whatever T and lambda are."""
+    mixing, behaviour = 0.7, np.array([[0.3, 0.7], [0.5, 0.5]])
+    values = np.zeros((2, 2))
+    for _ in range(500):
+        greedy = np.eye(2)[values.argmax(axis=1)]
+        mixed = mixing * greedy + (1 - mixing) * behaviour
+        values = REWARD + 0.9 * TRANSITION @ (mixed * values).sum(axis=1)
+    backup = functools.partial(backed_up, behaviour=behaviour, trace_decay=0.7, mixing=mixing)
+    np.testing.assert_allclose(backup(values, length=length), values, rtol=1e-12)
+    # A table of two atoms holds those values exactly: the agent has no error there.
+    law = return_laws.categorical(jnp.array([-20.0, 20.0]))
+    _, td_errors = make(law, trace_decay=0.7, rate=1.0, mixing=mixing)
+    agent, _ = make(law, trace_decay=0.7, rate=1.0, mixing=mixing)
+    upper = (values + 20) / 40
+    state = start(agent, np.log(np.stack([1 - upper, upper], axis=-1)))
+    batch, firsts = all_trajectories(TRANSITION, REWARD, behaviour, length)
+    found = average(td_errors(state, batch), batch, firsts, (2, 2))
+    np.testing.assert_allclose(found, 0.0, atol=2e-5)
 
 
 def optimal_values():

@@ -98,7 +98,11 @@ def test_state_of_another_process_is_handed_over_as_truncated():
     )
     assert bool(timestep.truncated)
     assert float(timestep.reward) == 0
-    _, timestep = environment.step(jax.random.key(2), state, jnp.int32(1), ())
+    # As after any end, the next step begins an episode, and the one after it is its first.
+    state, timestep = environment.step(jax.random.key(2), state, jnp.int32(1), ())
+    assert float(timestep.observation[0]) == 0
+    assert not bool(timestep.truncated)
+    _, timestep = environment.step(jax.random.key(3), state, jnp.int32(1), ())
     assert float(timestep.observation[0]) == 1
 
 

@@ -131,12 +131,8 @@ class Processes:
     def __init__(self, folder: pathlib.Path, *command: str):
         self.folder = folder
         self._command = [sys.executable, "-P", "-m", *command]
-        # Compiled programs are shared between the processes, which saves most of their time.
-        self._environment = {
-            **os.environ,
-            "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }
+        # Whatever one process compiled, the next one reads.
+        self._environment = os.environ | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
     def start(self, name: str) -> subprocess.Popen:
         return subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Run by test_control.py with 2 forced host devices: a seed on each equals both on one."""
+"""Run by tests/test_devices.py with 2 forced host devices: a seed on each equals both on one."""
 
 import pathlib
 import runpy

@@ -1,4 +1,4 @@
-"""Run by test_mesh.py with 8 forced host devices: data, fsdp and tensor 2 each equal one device."""
+"""Run by tests/test_devices.py with 8 forced devices: each axis of the mesh equals one device."""
 
 import dataclasses
 import functools

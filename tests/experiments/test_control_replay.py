@@ -76,6 +76,8 @@ def test_sequences_are_stretches_of_what_was_stored(exponent):
         np.testing.assert_array_equal(batch.terminated, ends & (e == 0))
         np.testing.assert_array_equal(batch.truncated, ends & (e == 1))
         np.testing.assert_allclose(batch.behaviour_probs[..., 1], 1 - 0.01 * (steps + e), 1e-6)
+        last = np.asarray(batch.last_behaviour_probs)[:, 1:2]
+        np.testing.assert_allclose(last, 1 - 0.01 * (steps[:, -1:] + 1 + e), 1e-6)
         begins = (steps + e)[:, 0] % EVERY == 0
         np.testing.assert_array_equal(np.asarray(batch.weight) == 0, begins)
         np.testing.assert_array_equal(np.asarray(batch.weight)[~begins], 1.0)

@@ -1,6 +1,5 @@
 import json
 import os
-import pathlib
 import socket
 import subprocess
 import sys
@@ -11,8 +10,6 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from bellmax.experiments import errors, mesh
-
-SCRIPTS = pathlib.Path(__file__).parent
 
 
 def environment(devices, **variables):
@@ -25,21 +22,7 @@ def environment(devices, **variables):
     }
 
 
-@pytest.mark.xdist_group("devices")
-def test_eight_devices_equal_one(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-P", str(SCRIPTS / "device_mesh.py"), str(tmp_path)],
-        env=environment(8),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.split() == ["rules", "batch", "steps", "scanned", "refused"]
-
-
 @pytest.mark.slow
-@pytest.mark.xdist_group("devices")
 def test_two_processes_equal_one(tmp_path, tiny_overrides):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

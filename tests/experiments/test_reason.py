@@ -18,8 +18,6 @@ from bellmax.experiments import (
     runner,
 )
 
-# One worker makes the runs that the tests share.
-pytestmark = pytest.mark.xdist_group("reason")
 NAMES = ("nash_md", "sppo", "rlhf")
 
 

@@ -1,0 +1,45 @@
+"""Losses, agents and the experiments' mesh on several devices equal one device.
+
+Several forced host devices want every core, and their collectives wait for each other: the scripts
+must not run side by side, which one file for all of them makes sure of (`--dist loadfile`).
+"""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+TESTS = pathlib.Path(__file__).parent
+LAYOUTS = ("jit", "shard_map", "pmap")
+AGENTS = sorted(path.stem for path in TESTS.glob("agents/device_layouts_*.py"))
+
+
+@pytest.mark.parametrize(
+    ("script", "devices", "printed"),
+    [
+        ("losses/device_losses.py", 8, ["every", "loss", "on", "8", "devices"]),
+        ("agents/device_layouts.py", 8, [f"{a}/{layout}" for a in AGENTS for layout in LAYOUTS]),
+        ("experiments/device_mesh.py", 8, ["rules", "batch", "steps", "scanned", "refused"]),
+        pytest.param(
+            "experiments/control_seeds.py", 2, ["spread", "alike"], marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_several_devices_equal_one(script, devices, printed, tmp_path):
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "PJRT_NPROC": "16",
+    }
+    done = subprocess.run(
+        [sys.executable, "-P", str(TESTS / script), str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split() == printed
