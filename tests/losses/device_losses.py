@@ -1,4 +1,4 @@
-"""Run by test_devices.py with 8 forced host devices: each layout must equal one device.
+"""Run by tests/test_devices.py with 8 forced host devices: each layout must equal one device.
 
 The value is a sum over the batch; the gradients are those of all arguments, those that all
 devices share included (the unembedding), whose gradient is a sum over devices.
