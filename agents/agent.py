@@ -7,6 +7,7 @@ changes, and everything that does change is in the state that the three function
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 Params = Any
@@ -89,6 +90,18 @@ class PromptBatch(NamedTuple):
     # The field's name is fixed for every batch; nobody looks for a value in a batch by tuple.index.
     index: Int[Array, " B"] | None = None  # pyright: ignore[reportIncompatibleMethodOverride]
     weight: Float[Array, " B"] | None = None
+
+
+def as_prompts(prompts: PromptBatch | Int[Array, "B P"]) -> PromptBatch:
+    """Returns prompts as a batch; an array of tokens has no padding.
+
+    Args:
+      prompts: a batch, or token ids [B, P].
+    """
+    if isinstance(prompts, PromptBatch):
+        return prompts
+    tokens = jnp.asarray(prompts)
+    return PromptBatch(tokens, jnp.ones(tokens.shape, bool))
 
 
 class DuelBatch(NamedTuple):

@@ -1,7 +1,7 @@
 """Decoders: how the next token's logits come from a model, with a cache, without, or from several.
 
-A decoder is a frozen dataclass, so that two made alike are equal and `jax.jit` compiles once for
-both.
+A decoder is a frozen dataclass, so that two made of equal parts are equal and `jax.jit` compiles
+once for both. Functions are equal to themselves alone: a decoder that holds one is made once.
 """
 
 import dataclasses

@@ -32,7 +32,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from bellmax import losses
 from bellmax.agents import conversations, decoders, language, sampling, updates
-from bellmax.agents.agent import Agent, Metrics, Params
+from bellmax.agents.agent import Agent, Metrics, Params, PromptBatch, as_prompts
 from bellmax.agents.conversations import ConversationBatch, TurnLaws
 
 
@@ -158,7 +158,7 @@ def init(
 
 def act(
     state: State,
-    prompts: Int[Array, "B P"],
+    prompts: PromptBatch | Int[Array, "B P"],
     key: PRNGKeyArray,
     *,
     decoder: decoders.Decoder,
@@ -170,21 +170,24 @@ def act(
 
     Args:
       state: the current state.
-      prompts: the conversations so far. [B, P].
+      prompts: the conversations so far; an array of tokens has no padding.
       key: randomness; consumed.
       decoder: the policy, illegal tokens left out.
       max_new_tokens: most tokens of a turn.
       stop_tokens: ids that end a turn.
-      **kwargs: further arguments of `sampling.generate`, such as `prompt_mask`.
+      **kwargs: further arguments of `sampling.generate`, such as `temperature`.
 
     Returns:
       The turns.
     """
+    batch = as_prompts(prompts)
     return sampling.generate(
         decoder,
         (state.params["policy"],),
-        prompts,
+        batch.tokens,
         key,
+        prompt_mask=batch.mask,
+        index=batch.index,
         max_new_tokens=max_new_tokens,
         stop_tokens=stop_tokens,
         **kwargs,

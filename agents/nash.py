@@ -24,7 +24,7 @@ import optax
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from bellmax.agents import duels, followers, language, opponents, sampling, updates
-from bellmax.agents.agent import Agent, DuelBatch, Metrics, Params, PromptBatch
+from bellmax.agents.agent import Agent, DuelBatch, Metrics, Params, PromptBatch, as_prompts
 
 
 class State(NamedTuple):
@@ -160,13 +160,18 @@ def init(
 
 
 def act(
-    state: State, prompts: PromptBatch, key: PRNGKeyArray, *, law: opponents.Law, **generation
+    state: State,
+    prompts: PromptBatch | Int[Array, "B P"],
+    key: PRNGKeyArray,
+    *,
+    law: opponents.Law,
+    **generation,
 ) -> sampling.Completion:
     """Samples a completion of each prompt from the policy.
 
     Args:
       state: the current state.
-      prompts: the prompts.
+      prompts: the prompts; an array of tokens has no padding.
       key: randomness; consumed.
       law: the policy's law.
       **generation: arguments of `sampling.generate`.
@@ -174,7 +179,7 @@ def act(
     Returns:
       The completions.
     """
-    return opponents.sample(law, state, prompts, key, **generation)
+    return opponents.sample(law, state, as_prompts(prompts), key, **generation)
 
 
 def update(

@@ -7,7 +7,8 @@ The geometric mixture of two policies is sampled with `decoders.combine` in the 
 """
 
 import functools
-from collections.abc import Sequence
+import numbers
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -82,8 +83,8 @@ def generate(
         A row needs one real token at least. [B, P].
       temperature: divides the logits; 0 takes the most likely token. May be traced if above 0.
       top_k: keep the k likeliest tokens; None for all.
-      top_p: keep the fewest tokens whose probability reaches p, in (0, 1]; None for all. May be
-        traced.
+      top_p: keep the fewest tokens whose probability reaches p, in (0, 1]; None or 1.0 for all. May
+        be traced.
       stop_tokens: ids that end a completion; () samples N tokens.
       index: number of each row in the whole batch, which decides its randomness: with it every
         layout of devices samples the same; None for 0..B-1. [B].
@@ -98,6 +99,7 @@ def generate(
     prompts = jnp.asarray(prompts)
     _check(prompts, prompt_mask, index, max_new_tokens, stop_tokens)
     token_laws.check(temperature, top_k, top_p)
+    top_p = None if isinstance(top_p, int | float) and top_p == 1 else top_p
     is_greedy = isinstance(temperature, int | float) and temperature == 0
     rows = jnp.arange(prompts.shape[0]) if index is None else jnp.asarray(index)
     real = jnp.ones(prompts.shape, bool) if prompt_mask is None else jnp.asarray(prompt_mask) != 0
@@ -109,7 +111,7 @@ def generate(
         jax.vmap(functools.partial(jax.random.fold_in, key))(rows),
         None if is_greedy else jnp.asarray(temperature, jnp.float32),
         None if top_p is None else jnp.asarray(top_p, jnp.float32),
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=int(max_new_tokens),
         top_k=top_k,
         stop_tokens=tuple(int(token) for token in stop_tokens),
     )
@@ -127,10 +129,12 @@ def _check(prompts, prompt_mask, index, max_new_tokens, stop_tokens) -> None:
         )
     if index is not None and jnp.shape(index) != prompts.shape[:1]:
         raise ValueError(f"index must have shape {prompts.shape[:1]}, got {jnp.shape(index)}.")
-    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int):
+    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, numbers.Integral):
         raise TypeError(f"max_new_tokens must be an integer, got {max_new_tokens!r}.")
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
+    if not isinstance(stop_tokens, Iterable):
+        raise TypeError(f"stop_tokens must be a sequence of ids, got {stop_tokens!r}.")
     if any(token < 0 for token in stop_tokens):
         raise ValueError(f"stop_tokens must not be negative, got {tuple(stop_tokens)}.")
 

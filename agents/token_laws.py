@@ -99,8 +99,11 @@ def draw(
     """
     log_normaliser = jax.nn.logsumexp(logits, axis=-1)
     kept, ids = logits, None
+    if top_k is not None and top_k >= logits.shape[-1]:
+        # The order of the tokens decides what a number draws: the same as without it.
+        top_k = None
     if top_k is not None or top_p is not None:
-        size = logits.shape[-1] if top_k is None else min(top_k, logits.shape[-1])
+        size = logits.shape[-1] if top_k is None else top_k
         kept, ids = jax.lax.top_k(logits, size)
     # Shifted before the division: a small temperature then takes no difference of large numbers.
     scaled = (kept - jnp.max(kept, axis=-1, keepdims=True)) / temperature

@@ -176,7 +176,9 @@ def prefix_laws(game: DialogueGame) -> tuple[Float[Array, "N Z L+1"], ...]:
     start = game.type_probs[:, None] * (jnp.arange(game.num_parts + 1) == 0)
     laws = [start[None]]
     for turn in range(game.num_turns):
-        longer = jnp.einsum("nzl,zlum,zmus->nuszm", laws[-1], _turn_law(game, turn), answers)
+        longer = jnp.einsum(
+            "nzl,zlum,zmus->nuszm", laws[-1], _turn_law(game, turn), answers, precision="highest"
+        )
         laws.append(longer.reshape(-1, *start.shape))
     return tuple(laws)
 
@@ -243,7 +245,9 @@ def outcome_law(game: DialogueGame, policy: Float[Array, "H X U"]) -> Float[Arra
     last = game.num_turns - 1
     students = prefix_laws(game)[last]
     taught = prefix_reach(game, policy)[last][:, None] * policy[last, : students.shape[0]]
-    law = jnp.einsum("nu,nzl,zlum->zmu", taught, students, _turn_law(game, last))
+    law = jnp.einsum(
+        "nu,nzl,zlum->zmu", taught, students, _turn_law(game, last), precision="highest"
+    )
     # The last word of an utterance runs fastest, so that it is the manner.
     by_manner = law.reshape(*law.shape[:2], -1, game.num_words).sum(axis=2)
     return by_manner.reshape(-1)
@@ -266,7 +270,8 @@ def win_rate(
       ValueError: a table has another shape.
     """
     table = dialogue.outcome_preference(game)
-    return outcome_law(game, policy) @ table @ outcome_law(game, other)
+    laws = outcome_law(game, policy), outcome_law(game, other)
+    return jnp.einsum("o,op,p->", laws[0], table, laws[1], precision="highest")
 
 
 def divergence(
@@ -320,8 +325,8 @@ def turn_preferences(game: DialogueGame, turn: int) -> Float[Array, "N U U"]:
     advantage = game.cyclic * game.manners[manner[:, None], manner[None, :]]
     difference = game.turn_score * (jnp.arange(2.0)[:, None] - jnp.arange(2.0)[None, :])
     judged = 1 / (1 + jnp.exp(-(difference + advantage[..., None, None])))
-    by_student = jnp.einsum("zlug,zlvh,uvgh->zluv", gain, gain, judged)
-    table = jnp.einsum("nzl,zluv->nuv", belief, by_student)
+    by_student = jnp.einsum("zlug,zlvh,uvgh->zluv", gain, gain, judged, precision="highest")
+    table = jnp.einsum("nzl,zluv->nuv", belief, by_student, precision="highest")
     return jnp.where(total > 0, table, 0.5)
 
 
@@ -367,7 +372,9 @@ def preference_mdp(
             after = laws[turn + 1].sum(axis=(1, 2)).reshape(shape)
             targets = np.arange(after.size).reshape(shape)
         else:
-            taught = jnp.einsum("nzl,zlum->nuzm", laws[turn], _turn_law(game, turn))
+            taught = jnp.einsum(
+                "nzl,zlum->nuzm", laws[turn], _turn_law(game, turn), precision="highest"
+            )
             after = taught.reshape(before.size, count, -1)
             kinds = np.arange(after.shape[-1])
             targets = np.broadcast_to(kinds * game.num_words + manner[:, None], after.shape)

@@ -1,5 +1,6 @@
 """Policies against each other: exact where every completion can be listed, sampled elsewhere."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
@@ -63,6 +64,8 @@ class ExactArena:
         self._evaluator = evaluator
         tokens, mask = jnp.asarray(evaluator.tokens), jnp.asarray(evaluator.mask)
         prompts = jnp.asarray(evaluator.prompts)
+        # As a CPU does: an accelerator would round the inputs of its products.
+        exactly = functools.partial(jnp.matmul, precision="highest")
 
         def table(prompt: Array, rewards: Array) -> Array:
             if bench.cyclic is not None:
@@ -73,15 +76,15 @@ class ExactArena:
             # One prompt's table at a time: it is the largest array of the run.
             def one(arrays):
                 prompt, rewards, laws = arrays
-                wins = table(prompt, rewards) @ laws.T
-                return laws @ wins, jnp.max(wins, axis=0) - 0.5
+                wins = exactly(table(prompt, rewards), laws.T)
+                return exactly(laws, wins), jnp.max(wins, axis=0) - 0.5
 
             return jax.lax.map(one, (prompts, evaluator.rewards, laws))
 
         def wins_against(law: Array) -> Array:
             def one(arrays):
                 prompt, rewards, law = arrays
-                return table(prompt, rewards) @ law
+                return exactly(table(prompt, rewards), law)
 
             return jax.lax.map(one, (prompts, evaluator.rewards, law))
 

@@ -115,7 +115,7 @@ def _pair_accuracy(log_ratios: Array, reference_log_probs: Array, rewards: Array
     order = jnp.sign(log_ratios[:, None] - log_ratios[None, :])
     # P(label agrees) is sigmoid where the order is +1, 1 - sigmoid where it is -1, 1/2 on a tie.
     correct = 0.5 + order * (agrees - 0.5)
-    return jnp.einsum("i,ij,j->", weights, correct, weights)
+    return jnp.einsum("i,ij,j->", weights, correct, weights, precision="highest")
 
 
 def score(

@@ -100,6 +100,11 @@ def check(config: ReasonConfig) -> None:
                 raise errors.UserError(
                     f"config.{group}.{key} must be at least 1, got {getattr(keys, key)}."
                 )
+    if config.train.num_evaluation_prompts < 2:
+        raise errors.UserError(
+            "config.train.num_evaluation_prompts must be at least 2, for a standard error, got "
+            f"{config.train.num_evaluation_prompts}."
+        )
     loss = config.loss
     if not loss.names or len(loss.names) != len(loss.taus):
         raise errors.UserError(

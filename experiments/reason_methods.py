@@ -107,5 +107,10 @@ def make_method(name: str, model: Model, options: MethodOptions) -> Method:
         if not value > 0:
             keys = "taus" if key == "tau" else key
             raise errors.UserError(f"config.loss.{keys} must be positive, got {value}.")
+    if name == "inpo" and options.eta < options.tau:
+        raise errors.UserError(
+            f"config.loss.eta must be at least inpo's tau {options.tau}, got {options.eta}: its "
+            "previous policy would have a negative weight."
+        )
     with config_lib.user_errors("config.loss"):
         return METHODS[name](model, options)

@@ -22,6 +22,7 @@ from bellmax.agents import (
 )
 from bellmax.experiments import (
     arena,
+    errors,
     judging,
     language_run,
     reason_config,
@@ -71,6 +72,13 @@ def prepare(config: reason_config.ReasonConfig, workdir: pathlib.Path) -> Reason
     language_run.make_stage_optimizer(config, train.num_steps, config.optimizer.learning_rate)
     language_run.make_stage_optimizer(config, train.judge_steps, train.judge_learning_rate)
     run = language_run.prepare(config, workdir)
+    if run.data.embedded is not None:
+        longest = run.data.embedded.bench.max_letters + 1
+        if train.max_new_tokens != longest:
+            raise errors.UserError(
+                f"config.train.max_new_tokens must be {longest} on a bench, whose completions are "
+                f"listed up to that length, got {train.max_new_tokens}."
+            )
     for name, tau in zip(config.loss.names, config.loss.taus, strict=True):
         _method(run, name, tau)
     with config_lib.user_errors("config.train"):

@@ -314,6 +314,9 @@ def test_act_says_legal_tokens_only():
     prompts = jnp.full((64, 1), GAME.end_token)
     turn = agent.act(start(), prompts, jax.random.key(0))
     assert turn.tokens.shape == (64, 2)
+    batch = agents.PromptBatch(prompts, jnp.ones_like(prompts))
+    same = agent.act(start(), batch, jax.random.key(0))
+    np.testing.assert_array_equal(same.tokens, turn.tokens)
     assert int(turn.tokens.max()) < GAME.num_words
     # They are drawn from the table's law of the first utterance.
     law = np.asarray(tables()[0][0, 0])

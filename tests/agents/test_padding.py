@@ -1,6 +1,6 @@
 """Padding ids that are no tokens, such as -100 or the vocabulary's size, change no agent's step.
 
-The network is a transformer: a lookup outside its embedding is NaN, and attention would spread it.
+A lookup outside an embedding is NaN, and attention would spread it.
 """
 
 import functools
@@ -12,17 +12,24 @@ import optax
 import pytest
 
 from bellmax import agents, losses
-from bellmax.agents import conversations, duels, mtpo, nash, networks, preference, supervised
+from bellmax.agents import conversations, duels, mtpo, nash, preference, supervised
 from bellmax.agents.language import LanguageModel, without_padding
 
-VOCAB, LENGTH = 7, 6
-CONFIG = networks.TransformerConfig(VOCAB, 1, 2, 1, 4, 8, 12)
+VOCAB, LENGTH, WIDTH = 7, 6, 4
+
+
+def hidden_states(params, tokens):
+    """Reads like attention: a lookup that is NaN outside, and 0 times what is not to be seen."""
+    seen = jnp.tril(jnp.ones((tokens.shape[1],) * 2)) / (1 + jnp.arange(tokens.shape[1]))[:, None]
+    return jnp.tanh(seen @ jnp.take(params["embedding"], tokens, axis=0))
+
+
 MODEL = LanguageModel(
-    functools.partial(networks.apply, CONFIG),
-    functools.partial(networks.hidden_states, CONFIG),
-    functools.partial(networks.unembedding, CONFIG),
+    apply=lambda params, tokens: hidden_states(params, tokens) @ params["embedding"].T,
+    hidden_states=hidden_states,
+    unembedding=lambda params: params["embedding"].T,
 )
-PARAMS = networks.init(CONFIG, jax.random.key(0))
+PARAMS = {"embedding": jax.random.normal(jax.random.key(0), (VOCAB, WIDTH))}
 SGD = optax.sgd(0.1)
 # The last row does not count; the others end before, at, and without any padding.
 LENGTHS = np.array([4, 5, 6, 6])
@@ -89,17 +96,24 @@ def step_of_mtpo(padding):
     "make", [step_of_preference, step_of_nash, step_of_supervised, step_of_mtpo]
 )
 def test_padding_may_hold_anything(make):
-    updated = []
-    for padding in (0, VOCAB, -100):
-        agent, batch = make(padding)
-        start = agent.init(jax.random.key(1))
-        updated.append(agent.update(start, batch, jax.random.key(2)))
-    state, metrics = updated[0]
+    agent, batch = make(0)
+    start, update = agent.init(jax.random.key(1)), jax.jit(agent.update)
+    state, metrics = update(start, batch)
     assert np.isfinite(metrics["loss"])
     assert float(metrics["grad_norm"]) > 0
-    for other in updated[1:]:
-        jax.tree.map(np.testing.assert_array_equal, other, updated[0])
+    for padding in (VOCAB, -100):
+        found = update(start, make(padding)[1])
+        jax.tree.map(np.testing.assert_array_equal, found, (state, metrics))
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state.params))
+
+
+def test_nash_acts_on_a_batch_or_on_tokens_without_padding():
+    agent, _ = step_of_nash(0)
+    assert agent.act is not None
+    state, prompts = agent.init(jax.random.key(1)), jnp.array([[1, 2], [3, 4]])
+    found = agent.act(state, prompts, jax.random.key(2))
+    batch = agents.PromptBatch(prompts, jnp.ones((2, 2)))
+    jax.tree.map(np.testing.assert_array_equal, found, agent.act(state, batch, jax.random.key(2)))
 
 
 def test_only_what_follows_the_last_counted_token_is_cleared():

@@ -271,6 +271,7 @@ def test_join_puts_prompt_and_completion_together_on_the_left():
         ({"index": jnp.arange(3)}, ValueError, "index must have shape"),
         ({"max_new_tokens": 0}, ValueError, "max_new_tokens must be at least 1, got 0"),
         ({"max_new_tokens": 2.0}, TypeError, "max_new_tokens must be an integer, got 2.0"),
+        ({"stop_tokens": 3}, TypeError, "stop_tokens must be a sequence of ids, got 3"),
         ({"stop_tokens": (-1,)}, ValueError, "stop_tokens must not be negative"),
         ({"top_p": 0.0}, ValueError, "top_p must be in"),
         ({"decode_fn": 3}, TypeError, "decode_fn must be a decoder"),
@@ -286,6 +287,32 @@ def test_bad_arguments_are_named(change, error, message):
     arguments |= {"max_new_tokens": 2} | change
     with pytest.raises(error, match=message):
         sampling.generate(**arguments)
+
+
+def test_options_that_keep_every_token_draw_what_no_option_draws():
+    sample = functools.partial(
+        sampling.generate, MODEL, make_params(), PROMPTS, jax.random.key(4), max_new_tokens=3
+    )
+    plain = sample()
+    for same in (sample(top_k=11), sample(top_k=100), sample(top_p=1.0)):
+        jax.tree.map(np.testing.assert_array_equal, same, plain)
+
+
+def test_decodes_in_double_precision_and_from_half_precision_logits():
+    small = dataclasses.replace(CONFIG, num_layers=1)
+    model = functools.partial(networks.apply, small)
+    params, prompts = networks.init(small, jax.random.key(0)), np.array(PROMPTS[:2])
+    sample = functools.partial(
+        sampling.generate, key=jax.random.key(1), max_new_tokens=2, temperature=0
+    )
+    plain = sample(model, params, jnp.asarray(prompts))
+    with jax.enable_x64(True):
+        wide = sample(model, params, jnp.asarray(prompts, jnp.int64))
+    np.testing.assert_allclose(wide.log_probs, plain.log_probs, atol=1e-5)
+    halved = decoders.combine((model,), lambda logits: logits.astype(jnp.bfloat16))
+    found = sample(halved, (params,), jnp.asarray(prompts))
+    assert found.log_probs.dtype == jnp.float32
+    assert np.isfinite(found.log_probs).all()
 
 
 def test_combining_nothing_is_refused():

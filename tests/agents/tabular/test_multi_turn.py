@@ -1,5 +1,6 @@
 """Evaluation of multi-turn policies against the enumeration of all conversations."""
 
+import functools
 import itertools
 
 import jax
@@ -211,6 +212,42 @@ def test_divergence_of_states_that_are_never_reached_is_not_counted():
     policy = jnp.array([[[0.5, 0.5], [0.5, 0.5]]])
     assert tabular.trajectory_kl(policy, reference, transition, 0) == 0
     assert tabular.trajectory_kl(policy, reference, transition, 1) == np.inf
+
+
+def test_what_leaves_the_reference_is_worth_minus_infinity_only_where_it_is_reached():
+    # Two turns, the action is the next state; the reference never plays action 1 in state 1.
+    transition = jnp.broadcast_to(jnp.eye(2), (2, 2, 2, 2))
+    reference = jnp.full((2, 2, 2), 0.5).at[1, 1].set(jnp.array([1.0, 0.0]))
+    final = jnp.array([1.0, 0.0])
+    outside = jnp.full((2, 2, 2), 0.5)
+    values = functools.partial(tabular.action_values, reference=reference)
+    found = values(outside, transition, final, alpha=0.1)
+    # From state 0 the last turn is inside: half a point. From state 1 it is not.
+    np.testing.assert_allclose(found[0], [[0.5, -np.inf]] * 2)
+    np.testing.assert_allclose(found[1], [[1.0, 0.0], [-np.inf, -np.inf]])
+    # Without a penalty there is none.
+    plain = values(outside, transition, final, alpha=0.0)
+    np.testing.assert_allclose(plain, [[[0.5, 0.5]] * 2, [[1.0, 0.0]] * 2])
+    # Who never goes there is not asked what it would do.
+    staying = jnp.zeros((2, 2, 2)).at[:, :, 0].set(1).at[1, 1].set(0.5)
+    found = values(staying, transition, final, alpha=0.1)
+    np.testing.assert_allclose(found[0, 0], [1 - 0.1 * np.log(2) * 2, -np.inf], rtol=1e-6)
+
+
+def test_infinite_penalties_cancel_and_none_counts_at_alpha_zero():
+    transition = jnp.broadcast_to(jnp.eye(2), (1, 2, 2, 2))
+    reference, inside = jnp.broadcast_to(jnp.array([1.0, 0.0]), (1, 2, 2)), jnp.eye(2)[None, [0, 0]]
+    game = jnp.array([[0.5, 0.8], [0.2, 0.5]])
+    half, right = jnp.full((1, 2, 2), 0.5), jnp.eye(2)[None, [1, 1]]
+
+    def rate(policy, other, alpha):
+        arguments = (policy, other, transition, game, reference)
+        return float(tabular.regularised_win_rate(*arguments, alpha=alpha))
+
+    assert rate(half, inside, 0.1) == -np.inf
+    assert rate(inside, half, 0.1) == np.inf
+    assert rate(half, right, 0.1) == pytest.approx(0.65)
+    assert rate(half, inside, 0.0) == pytest.approx(0.35)
 
 
 def test_refuses_wrong_shapes(problem):
