@@ -14,6 +14,7 @@ With `scan_layers` the layers are one tree, `layers/...`, whose arrays have a le
 layers.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -46,6 +47,7 @@ class Cache(NamedTuple):
     length: Int[Array, ""]
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def init(config: TransformerConfig, key: PRNGKeyArray) -> Params:
     """Returns fresh parameters.
 

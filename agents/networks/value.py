@@ -1,6 +1,7 @@
 """Value networks: an observation to one law of returns an action."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -183,6 +184,7 @@ class _ValueNetwork(nn.Module):
         return value + outputs - outputs.mean(axis=1, keepdims=True)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def init(config: ValueNetworkConfig, key: PRNGKeyArray) -> Params:
     """Returns fresh parameters: Flax's defaults, LeCun normal kernels and biases at 0.
 
@@ -196,7 +198,7 @@ def init(config: ValueNetworkConfig, key: PRNGKeyArray) -> Params:
       A nested dict of float32 arrays.
     """
     observation = jnp.zeros((1, *config.observation_shape), jnp.float32)
-    return jax.jit(_ValueNetwork(config).init)(key, observation)["params"]
+    return _ValueNetwork(config).init(key, observation)["params"]
 
 
 def apply(

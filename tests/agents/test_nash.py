@@ -38,15 +38,18 @@ def make_params(seed):
     return jax.tree.map(lambda leaf: 4.0 * leaf, networks.init(CONFIG, jax.random.key(seed)))
 
 
+@jax.jit
 def token_log_probs(params):
     return language.completion_log_probs(MODEL, params, ROWS)
 
 
+@jax.jit
 def law_of(params):
     """Log-probability of every completion."""
     return losses.sequence_log_probs(token_log_probs(params), MASK)
 
 
+@jax.jit
 def mixture_law(params, reference_params):
     """Log-probability of every completion under the token-by-token mixture."""
     logits = [networks.apply(CONFIG, p, ROWS[:, :-1]) for p in (params, reference_params)]
@@ -79,7 +82,8 @@ def expected_gradient(loss_fn, weight):
     state, optimizer = state_of(), optax.sgd(1.0)
     state = state._replace(opt_state=optimizer.init(state.params))
     batch = all_duels(state.params, weight)
-    new, _ = nash.update(state, batch, model=MODEL, optimizer=optimizer, loss_fn=loss_fn)
+    update = functools.partial(nash.update, model=MODEL, optimizer=optimizer, loss_fn=loss_fn)
+    new, _ = jax.jit(update)(state, batch)
     return jax.tree.map(jnp.subtract, state.params, new.params)
 
 
@@ -99,7 +103,7 @@ def test_enumerated_policy_gradient_is_exact():
 
     weight = jnp.exp(policy)[:, None] * other[None, :]
     estimate = expected_gradient(duels.nash_md_pg(tau=TAU), weight)
-    exact = jax.grad(objective)(make_params(0))
+    exact = jax.jit(jax.grad(objective))(make_params(0))
     for ours, true in zip(jax.tree.leaves(estimate), jax.tree.leaves(exact), strict=True):
         np.testing.assert_allclose(ours, -true, atol=2e-5)
     assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(exact)) > 1e-3

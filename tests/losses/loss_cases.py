@@ -127,6 +127,35 @@ def joined(name: str, **hyper: Any) -> Callable[..., Any]:
     return lambda *arrays: jnp.concatenate(function(*arrays), axis=-1)
 
 
+VECTOR, TIME, LEVEL = ("real", (FEATURES,)), UNIT, ("token", ())
+# What each level of a diffusion keeps, one level a word.
+KEPT = jnp.asarray(np.linspace(0.9, 0.2, VOCABULARY), jnp.float32)
+
+
+def field(point, time):
+    """A smooth velocity of each point by itself, whose derivative is no diagonal matrix."""
+    return jnp.sin(point + time[..., None]) + jnp.cos(jnp.roll(point, 1, axis=-1)) / 2
+
+
+def noise_field(point, level):
+    """The same as a prediction of noise at a level."""
+    return field(point, jnp.where(level > 2, 0.3, 0.7).astype(point.dtype))
+
+
+def score(point):
+    """A smooth score of each point by itself."""
+    return jnp.sum(jnp.sin(point + jnp.roll(point, 1, axis=-1) / 2), axis=-1)
+
+
+def mapped(name: str, function: Callable[..., Any], **hyper: Any) -> Callable[..., Any]:
+    """Returns a function of arrays from one that takes a field first; pairs are joined."""
+    return lambda *arrays: _join(getattr(losses, name)(function, *arrays, **hyper))
+
+
+def _join(result):
+    return jnp.concatenate(result, axis=-1) if isinstance(result, tuple) else result
+
+
 CONVEX = ("logistic", "hinge", "squared", "exponential", "truncated_quadratic", "savage")
 
 CASES: dict[str, Case] = {
@@ -278,5 +307,64 @@ CASES: dict[str, Case] = {
     ),
     "chunked_token_log_probs": Case(
         bind("chunked_token_log_probs", chunk_size=3, softcap=2.0), HEAD
+    ),
+    "linear_path": Case(joined("linear_path"), (VECTOR, VECTOR, TIME)),
+    "curved_path": Case(joined("curved_path"), (VECTOR, VECTOR, TIME)),
+    "integrate_midpoint": Case(mapped("integrate_midpoint", field, num_steps=3), (VECTOR, TIME)),
+    "flow_log_likelihood": Case(mapped("flow_log_likelihood", field, num_steps=3), (VECTOR,)),
+    "flow_log_likelihood:probes": Case(
+        lambda data, probes: losses.flow_log_likelihood(field, data, num_steps=3, probes=probes),
+        (VECTOR, ("real", (2, FEATURES))),
+    ),
+    "flow_matching_loss": Case(bind("flow_matching_loss"), (VECTOR, VECTOR), (1,)),
+    "td_flow_loss": Case(bind("td_flow_loss", discount=0.8), (VECTOR,) * 4, (1, 3)),
+    "td_cfm_bootstrap": Case(
+        mapped("td_cfm_bootstrap", field, num_steps=3), (VECTOR, VECTOR, TIME), (0, 1, 2)
+    ),
+    "coupled_td_cfm_bootstrap": Case(
+        mapped("coupled_td_cfm_bootstrap", field, num_steps=3, path=losses.curved_path),
+        (VECTOR, TIME),
+        (0, 1),
+    ),
+    "td2_cfm_bootstrap": Case(
+        mapped("td2_cfm_bootstrap", field, num_steps=3), (VECTOR, TIME), (0, 1)
+    ),
+    "noise_schedule": Case(bind("noise_schedule", num_levels=5), (UNIT, UNIT)),
+    "diffusion_point": Case(bind("diffusion_point"), (VECTOR, VECTOR, TIME)),
+    "noise_prediction_loss": Case(bind("noise_prediction_loss"), (VECTOR, VECTOR), (1,)),
+    "ddim_sample": Case(
+        lambda start, level: losses.ddim_sample(
+            noise_field, start, level, level // 2 - 1, KEPT, num_steps=3
+        ),
+        (VECTOR, LEVEL),
+    ),
+    "td_diffusion_loss": Case(bind("td_diffusion_loss", discount=0.8), (VECTOR,) * 4, (1, 3)),
+    "td_dd_bootstrap": Case(
+        mapped("td_dd_bootstrap", noise_field, alpha_bars=KEPT, num_steps=3),
+        (VECTOR, VECTOR, LEVEL),
+        (0, 1),
+    ),
+    "td2_dd_bootstrap": Case(
+        mapped("td2_dd_bootstrap", noise_field, alpha_bars=KEPT, num_steps=3),
+        (VECTOR, LEVEL),
+        (0,),
+    ),
+    "probability_flow_velocity": Case(
+        bind("probability_flow_velocity", beta_min=0.5, beta_max=3.0), (VECTOR, VECTOR, TIME)
+    ),
+    "bellman_sample": Case(bind("bellman_sample", discount=0.5), (VECTOR, VECTOR, UNIT), (0, 1, 2)),
+    "beta_vae_loss": Case(
+        bind("beta_vae_loss"),
+        (VECTOR, VECTOR, ("log_prob", (FEATURES,)), ("real", (2,)), ("log_prob", (2,))),
+        (0,),
+    ),
+    "gradient_penalty": Case(mapped("gradient_penalty", score), (VECTOR,)),
+    "relativistic_generator_loss": Case(
+        mapped("relativistic_generator_loss", score), (VECTOR, VECTOR), (0,)
+    ),
+    "relativistic_discriminator_loss": Case(
+        mapped("relativistic_discriminator_loss", score, penalty_weight=0.3),
+        (VECTOR, VECTOR),
+        (0, 1),
     ),
 }
