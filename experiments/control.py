@@ -129,6 +129,7 @@ def _start(setup: control_loop.Setup, num_seeds: int) -> Callable[[Array], State
 
 
 _SEEDS = PartitionSpec(mesh.BATCH_AXES)
+_SEED_AXIS = "seeds"
 
 
 def _sharding(devices: Mesh, state: State) -> Any:
@@ -142,7 +143,8 @@ def _over_seeds(function: Callable[..., Any], devices: Mesh, num_seeds: int):
     """Maps `(state, key) -> ...` over seeds, each with a key of its number, on their devices."""
 
     def local(states, numbers, key):
-        return jax.vmap(function)(states, control_loop.seed_keys(key, numbers))
+        mapped = jax.vmap(function, axis_name=_SEED_AXIS)
+        return mapped(states, control_loop.seed_keys(key, numbers))
 
     spread = jax.shard_map(
         local,
@@ -180,6 +182,7 @@ def _evaluation(setup: control_loop.Setup, config: ControlConfig, devices: Mesh,
         setup,
         num_episodes=keys.evaluation_episodes,
         max_steps=keys.evaluation_steps,
+        axis_name=_SEED_AXIS,
     )
     played = jax.jit(_over_seeds(play, devices, keys.num_seeds))
 

@@ -235,6 +235,7 @@ def evaluate(
     *,
     num_episodes: int,
     max_steps: int,
+    axis_name: str | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Runs one greedy episode in each of some fresh environments.
 
@@ -244,6 +245,8 @@ def evaluate(
       key: randomness; consumed.
       num_episodes: environments.
       max_steps: steps after which an episode counts as it is.
+      axis_name: the `vmap` axis of seeds, all of which play until the last has ended: the loop then
+        ends for all at once, as environments that live outside of the program need.
 
     Returns:
       Mean undiscounted return, and the share of episodes that ended.
@@ -256,7 +259,10 @@ def evaluate(
 
     def unfinished(carry):
         number, states, _ = carry
-        return (number < max_steps) & jnp.any(states.episodes == 0)
+        running = jnp.any(states.episodes == 0).astype(jnp.int32)
+        if axis_name is not None:
+            running = jax.lax.pmax(running, axis_name)
+        return (number < max_steps) & (running > 0)
 
     def move(carry):
         number, states, timesteps = carry
