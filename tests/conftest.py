@@ -1,10 +1,12 @@
 """What all tests share: programs that compile fast or once, since almost none runs for long."""
 
+import importlib.metadata
 import os
 import shutil
 import tempfile
 
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
+_OLDER_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
 _made_here = None
 
 
@@ -14,6 +16,10 @@ def pytest_configure(config):
     if config.option.markexpr == "not slow":
         # Reproductions run long enough for optimised programs to pay.
         os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        # Two thirds of the time to compile. XLA stops at a flag that it does not know.
+        flags = os.environ.get("XLA_FLAGS", "")
+        if importlib.metadata.version("jaxlib").startswith("0.10.") and not flags:
+            os.environ["XLA_FLAGS"] = _OLDER_EMITTERS
     if _CACHE not in os.environ:
         # Workers and processes share what they compile: a run that is resumed compiles nothing.
         _made_here = os.environ[_CACHE] = tempfile.mkdtemp(prefix="bellmax-jax-cache-")

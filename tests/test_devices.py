@@ -28,9 +28,10 @@ AGENTS = sorted(path.stem for path in TESTS.glob("agents/device_layouts_*.py"))
     ],
 )
 def test_several_devices_equal_one(script, devices, printed, tmp_path):
+    flags = os.environ.get("XLA_FLAGS", "")
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}",
         "PJRT_NPROC": "16",
     }
     done = subprocess.run(

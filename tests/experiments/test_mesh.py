@@ -13,10 +13,11 @@ from bellmax.experiments import errors, mesh
 
 
 def environment(devices, **variables):
+    flags = os.environ.get("XLA_FLAGS", "")
     return {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}",
         "PJRT_NPROC": "16",
         **variables,
     }
