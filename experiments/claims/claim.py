@@ -37,6 +37,7 @@ class Claim:
       acceptance: the rule that decides, in words; the module's constants are its numbers.
       default_seeds: seeds that the rule is meant for; 1 where nothing is random.
       run: `(seeds, directory) -> Outcome`; draws its picture into the directory.
+      slow: whether it takes more than two minutes on two cores.
     """
 
     name: str
@@ -48,3 +49,4 @@ class Claim:
     acceptance: str
     default_seeds: int
     run: Callable[[int, pathlib.Path], Outcome]
+    slow: bool = False

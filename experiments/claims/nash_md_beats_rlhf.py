@@ -26,10 +26,12 @@ METHODS = ("nash_md", "rlhf")
 STANDARD_ERRORS = 2.0
 
 
-def _config(seed: int) -> reason_config.ReasonConfig:
+def _config(seed: int, workdir: pathlib.Path) -> reason_config.ReasonConfig:
     config = nash_md.get_config()
     taus = tuple(nash_md.TAUS[name] for name in METHODS)
     config.update({"seed": seed, "loss": {"names": METHODS, "taus": taus}})
+    # A folder of other settings is refused, and not gone on with.
+    config_lib.save_run_config(workdir, config)
     return config_lib.to_dataclass(reason_config.ReasonConfig, config)
 
 
@@ -48,7 +50,7 @@ def run(seeds: int, directory: pathlib.Path) -> Outcome:
     for seed in range(seeds):
         workdir = directory / "nash_md_beats_rlhf" / f"seed{seed}"
         workdir.mkdir(parents=True, exist_ok=True)
-        rows = {row["method"]: row for row in reason.train(_config(seed), workdir)}
+        rows = {row["method"]: row for row in reason.train(_config(seed, workdir), workdir)}
         beats = {other: tuple(rows["nash_md"]["beats"][other]) for other in ("reference", "rlhf")}
         found.append(
             {

@@ -166,4 +166,5 @@ CLAIM = Claim(
     ),
     default_seeds=3,
     run=run,
+    slow=True,
 )

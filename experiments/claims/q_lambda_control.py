@@ -15,6 +15,7 @@ that carries over.
 
 import pathlib
 
+import ml_collections
 import numpy as np
 
 from bellmax.configs.control import c51_q_lambda
@@ -28,7 +29,7 @@ METHODS = ("q_lambda", "retrace", "one_step")
 MINATAR_STEPS = 200_000
 
 
-def make_config(task: str, seeds: int) -> control_config.ControlConfig:
+def make_config(task: str, seeds: int) -> ml_collections.ConfigDict:
     """Returns the run of one task.
 
     Args:
@@ -42,7 +43,7 @@ def make_config(task: str, seeds: int) -> control_config.ControlConfig:
     config.update({"train": {"num_seeds": seeds}})
     if task.startswith("minatar"):
         config.update({"train": {"num_env_steps": MINATAR_STEPS}})
-    return config_lib.to_dataclass(control_config.ControlConfig, config)
+    return config
 
 
 def scores(returns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -64,8 +65,11 @@ def run(seeds: int, directory: pathlib.Path) -> Outcome:
     panels = []
     for place, task in enumerate(TASKS):
         workdir = directory / "q_lambda_control" / task
-        workdir.mkdir(parents=True, exist_ok=True)
-        rows = {row["method"]: row for row in control.train(make_config(task, seeds), workdir)}
+        config = make_config(task, seeds)
+        # A folder of other settings is refused, and not gone on with.
+        config_lib.save_run_config(workdir, config)
+        parsed = config_lib.to_dataclass(control_config.ControlConfig, config)
+        rows = {row["method"]: row for row in control.train(parsed, workdir)}
         for name in METHODS:
             returns[name][:, place] = rows[name]["average_returns"]
         panels.append(control_report.panel(workdir, task, METHODS))
@@ -117,4 +121,5 @@ CLAIM = Claim(
     ),
     default_seeds=5,
     run=run,
+    slow=True,
 )

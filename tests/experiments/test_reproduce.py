@@ -9,6 +9,9 @@ import pytest
 from bellmax.experiments import errors, reproduce
 from bellmax.experiments.claims import records, registry
 
+# A claim that is not slow says that it takes at most two minutes; busy machines are allowed three.
+QUICK_SECONDS = 180
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
@@ -66,3 +69,28 @@ def test_list_names_every_claim(capsys):
     shown = capsys.readouterr().out
     for name in registry.names():
         assert name in shown
+    assert "slow" in shown
+
+
+def test_quick_leaves_out_the_slow_claims():
+    quick = reproduce.expand(["quick"])
+    assert reproduce.expand(["all"]) == registry.names()
+    assert set(quick) == {name for name in registry.names() if not registry.load(name).slow}
+    assert "adan_trajectory" in quick
+    assert "nash_md_beats_rlhf" not in quick
+    assert reproduce.expand(["gpo_trade_off", "mtpo_dialogue"]) == [
+        "gpo_trade_off",
+        "mtpo_dialogue",
+    ]
+
+
+@pytest.mark.parametrize(("names", "words"), [([], "Name a claim"), (["quik"], "claim")])
+def test_wrong_names_are_refused(names, words):
+    with pytest.raises(errors.UserError, match=words):
+        reproduce.expand(names)
+
+
+def test_claims_that_are_not_slow_were_not_slow():
+    seconds = {row["name"]: row["wall_time_s"] for row in records.load(records.RECORDED)}
+    quick = {name for name in registry.names() if not registry.load(name).slow}
+    assert {name for name in quick if seconds[name] > QUICK_SECONDS} == set()

@@ -285,6 +285,16 @@ def test_leftovers_of_cdp_are_the_known_ones():
     assert dcfp_vs_cdp_discount.sweeps_needed(np.ones(5)) == 5
 
 
+def test_growth_of_the_time_is_that_from_the_lowest_discount_to_the_highest():
+    times = {"corridor": {0.8: 0.006, 0.9: 0.1, 0.95: 0.03, 0.99: 0.15}}
+    assert dcfp_vs_cdp_discount.growth(times) == pytest.approx({"corridor": 25.0})
+
+
+@pytest.mark.parametrize("name", ["q_lambda_divergence", "q_lambda_policy_distance"])
+def test_what_is_derived_here_is_not_said_to_be_the_papers(name):
+    assert registry.load(name).paper_figure.startswith("derived here")
+
+
 def test_contraction_rule_sees_each_of_its_parts_fail():
     rates = np.array([[0.9 - 0.3 * t + 0.4 * t * a for t in (0, 0.25, 0.5, 0.75, 0.9, 1)] for a in (0.1, 0.25, 0.5, 1)])  # fmt: skip  # noqa: E501
     good = q_lambda_contraction.Found(
