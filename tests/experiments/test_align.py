@@ -159,10 +159,10 @@ def test_killing_a_run_changes_nothing(processes, tiny_overrides):
     overrides = tiny_overrides(
         loss={"names": "('logistic','hinge')", "betas": "(0.5,0.25)"},
         train={
-            "warm_start_steps": 150,
-            "num_steps": 60,
+            "warm_start_steps": 80,
+            "num_steps": 40,
             "log_every": 7,
-            "evaluate_every": 50,
+            "evaluate_every": 40,
             "checkpoint_every": 5,
         },
     )
@@ -180,9 +180,9 @@ def test_killing_a_run_changes_nothing(processes, tiny_overrides):
     when = runs.kill_at_a_random_moment("cut")
     runs.finish("cut")
     assert {name: step for name, (step, _) in runs.last_checkpoints("cut").items()} == {
-        "hinge": 60,
-        "logistic": 60,
-        "warm_start": 150,
+        "hinge": 40,
+        "logistic": 40,
+        "warm_start": 80,
     }
     runs.assert_same("cut", "whole", when)
     kinds = [(row["stage"], row["step"], "loss" in row) for row in runs.rows("cut")]
