@@ -7,9 +7,9 @@ Command (Nash-MD, self-play, online IPO and RLHF from one start; one method alon
   python -m bellmax.experiments.reason --config=nash_md:all --workdir=runs/all
 Cost: 4.5 minutes of CPU time for the four, on a machine of 2 cores without accelerator.
 Expected: the final matrix is exact, over all completions of 32 prompts, by the bench's own law,
-which no method sees. Over seeds 0, 1, 2 Nash-MD beats the start with 0.604, 0.575, 0.549 and RLHF
-with 0.647, 0.631, 0.533 (standard errors over prompts 0.009 to 0.014); on seed 0 self-play beats
-RLHF with 0.648 and online IPO with 0.586, and Nash-MD and self-play part at 0.486.
+which no method sees. Over seeds 0, 1, 2 (claim `nash_md_beats_rlhf`) Nash-MD beats the start with
+0.620, 0.573, 0.561 and RLHF with 0.668, 0.624, 0.514 (standard errors over prompts 0.005 to 0.013);
+`nash_md_fresh_seeds` has five other seeds.
 """
 
 import ml_collections
