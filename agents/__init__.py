@@ -5,12 +5,18 @@ update)`.
 """
 
 from bellmax.agents import (
+    adaptive_flow,
     backups,
     conversations,
     decoders,
     distributional_q,
     duels,
     followers,
+    forward_backward,
+    horizon,
+    horizon_gan,
+    horizon_objectives,
+    horizon_vae,
     judges,
     language,
     mtpo,
@@ -23,6 +29,10 @@ from bellmax.agents import (
     sampling,
     supervised,
     tabular,
+    task_sphere,
+    td3,
+    td_flow,
+    transitions,
 )
 from bellmax.agents.agent import (
     Agent,
@@ -33,6 +43,7 @@ from bellmax.agents.agent import (
     PromptBatch,
     SequenceBatch,
     SupervisedBatch,
+    TransitionBatch,
 )
 
 __all__ = [
@@ -44,12 +55,19 @@ __all__ = [
     "PromptBatch",
     "SequenceBatch",
     "SupervisedBatch",
+    "TransitionBatch",
+    "adaptive_flow",
     "backups",
     "conversations",
     "decoders",
     "distributional_q",
     "duels",
     "followers",
+    "forward_backward",
+    "horizon",
+    "horizon_gan",
+    "horizon_objectives",
+    "horizon_vae",
     "judges",
     "language",
     "mtpo",
@@ -62,4 +80,8 @@ __all__ = [
     "sampling",
     "supervised",
     "tabular",
+    "task_sphere",
+    "td3",
+    "td_flow",
+    "transitions",
 ]

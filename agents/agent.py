@@ -163,3 +163,30 @@ class SequenceBatch(NamedTuple):
     index: Int[Array, " B"] | None = None  # pyright: ignore[reportIncompatibleMethodOverride]
     weight: Float[Array, " B"] | None = None
     last_behaviour_probs: Float[Array, "B A"] | None = None
+
+
+class TransitionBatch(NamedTuple):
+    """Transitions of any behaviour, and what a policy under evaluation would do next.
+
+    Attributes:
+      observations: s. [B, D].
+      actions: a, the action that was taken at s; of size 0 where there is none to take. [B, A].
+      next_observations: s'. [B, D].
+      next_actions: the evaluated policy's action at s'; None where the agent computes it. [B, A].
+      rewards: of the transition; None where the agent reads none. [B].
+      terminated: whether the transition ended the episode by itself; None for never. [B].
+      tasks: which policy of a family is evaluated, as a vector; None where there is one. [B, W].
+      index: row of the transition in its data set; None for 0..B-1. [B].
+      weight: weight of the transition in every average, 0 for a padding row; None for ones. [B].
+    """
+
+    observations: Float[Array, "B D"]
+    actions: Float[Array, "B A"]
+    next_observations: Float[Array, "B D"]
+    next_actions: Float[Array, "B A"] | None = None
+    rewards: Float[Array, " B"] | None = None
+    terminated: Array | None = None
+    tasks: Float[Array, "B W"] | None = None
+    # The field's name is fixed for every batch; nobody looks for a value in a batch by tuple.index.
+    index: Int[Array, " B"] | None = None  # pyright: ignore[reportIncompatibleMethodOverride]
+    weight: Float[Array, " B"] | None = None

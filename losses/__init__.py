@@ -19,6 +19,12 @@ Conventions, the same in every function:
   pick one of a few fixed names.
 """
 
+from bellmax.losses.actor_critic import (
+    clipped_double_q_target,
+    deterministic_policy_loss,
+    target_policy_smoothing,
+    td3_critic_loss,
+)
 from bellmax.losses.categorical import categorical_loss, categorical_projection
 from bellmax.losses.chunked_log_probs import chunked_token_log_probs
 from bellmax.losses.contrastive import cpl_dense_loss, cpl_loss, segment_scores
@@ -57,6 +63,7 @@ from bellmax.losses.flow import (
     td_cfm_bootstrap,
     td_flow_loss,
 )
+from bellmax.losses.forward_backward import forward_backward_loss, orthonormality_loss
 from bellmax.losses.horizon_baselines import (
     ScoreFn,
     bellman_sample,
@@ -157,11 +164,13 @@ __all__ = [
     "categorical_multistep_target",
     "categorical_projection",
     "chunked_token_log_probs",
+    "clipped_double_q_target",
     "coupled_td_cfm_bootstrap",
     "cpl_dense_loss",
     "cpl_loss",
     "curved_path",
     "ddim_sample",
+    "deterministic_policy_loss",
     "diffusion_point",
     "dno_loss",
     "dpo_loss",
@@ -170,6 +179,7 @@ __all__ = [
     "exponential",
     "flow_log_likelihood",
     "flow_matching_loss",
+    "forward_backward_loss",
     "generalised_advantages",
     "geometric_mixture_logits",
     "gpo_loss",
@@ -200,6 +210,7 @@ __all__ = [
     "online_ipo_loss",
     "online_pair_loss",
     "orpo_loss",
+    "orthonormality_loss",
     "pairwise_preference_loss",
     "preference_accuracy",
     "preference_margin",
@@ -227,8 +238,10 @@ __all__ = [
     "sppo_completion_loss",
     "sppo_loss",
     "squared",
+    "target_policy_smoothing",
     "td2_cfm_bootstrap",
     "td2_dd_bootstrap",
+    "td3_critic_loss",
     "td_cfm_bootstrap",
     "td_dd_bootstrap",
     "td_diffusion_loss",

@@ -89,6 +89,30 @@ def time_embedding(
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
+def mish(values: Float[Array, "..."]) -> Float[Array, "..."]:
+    r"""Returns x tanh(softplus(x)), by one exponential.
+
+    .. math:: x \, \frac{e^x (e^x + 2)}{e^x (e^x + 2) + 2}
+
+    `jax.nn.mish` is this function, six times slower on CPU, where it takes most of the time of a
+    small network.
+
+    Args:
+      values: x.
+
+    Returns:
+      An array like `values`.
+
+    References:
+      Misra, Mish: A Self Regularized Non-Monotonic Activation Function, 2019.
+      https://arxiv.org/abs/1908.08681
+    """
+    # From 20 on the quotient is 1 in float32.
+    power = jnp.exp(jnp.minimum(values, 20.0))
+    product = power * (power + 2)
+    return values * (product / (product + 2))
+
+
 class _Stage(nn.Module):
     """A residual block whose normalised features are scaled and shifted by the context (FiLM).
 
@@ -106,7 +130,7 @@ class _Stage(nn.Module):
         # In the place of the norm's own scale and shift: 1 and 0 at the start.
         film = nn.Dense(2 * self.features, name="film", kernel_init=nn.initializers.zeros)(context)
         scale, shift = jnp.split(film, 2, axis=-1)
-        hidden = nn.Dense(self.features, name="output")(jax.nn.mish((1 + scale) * hidden + shift))
+        hidden = nn.Dense(self.features, name="output")(mish((1 + scale) * hidden + shift))
         if inputs.shape[-1] != self.features:
             inputs = nn.Dense(self.features, use_bias=False, name="skip")(inputs)
         return inputs + hidden
@@ -131,12 +155,12 @@ class _FlowNetwork(nn.Module):
         if not config.u_shaped:
             hidden = jnp.concatenate([point, features, condition], axis=-1)
             for place, size in enumerate(sizes):
-                hidden = jax.nn.mish(nn.Dense(size, name=f"hidden_{place}")(hidden))
+                hidden = mish(nn.Dense(size, name=f"hidden_{place}")(hidden))
             return nn.Dense(config.point_size, name="velocity")(hidden)
 
         def read(inputs, widths, name):
             for place, size in enumerate(widths):
-                inputs = jax.nn.mish(nn.Dense(size, name=f"{name}_{place}")(inputs))
+                inputs = mish(nn.Dense(size, name=f"{name}_{place}")(inputs))
             return inputs
 
         parts = [read(features, config.time_sizes, "time")]

@@ -9,7 +9,7 @@ import numpy as np
 
 from bellmax import losses
 
-STEPS, FEATURES, VOCABULARY, SEGMENTS, ACTIONS, ATOMS = 4, 3, 5, 3, 3, 5
+STEPS, FEATURES, VOCABULARY, SEGMENTS, ACTIONS, ATOMS, POOLED = 4, 3, 5, 3, 3, 5, 6
 
 
 class Case(NamedTuple):
@@ -128,6 +128,7 @@ def joined(name: str, **hyper: Any) -> Callable[..., Any]:
 
 
 VECTOR, TIME, LEVEL = ("real", (FEATURES,)), UNIT, ("token", ())
+HEADS, POOL = ("real", (2, FEATURES)), ("head", (POOLED, FEATURES))
 # What each level of a diffusion keeps, one level a word.
 KEPT = jnp.asarray(np.linspace(0.9, 0.2, VOCABULARY), jnp.float32)
 
@@ -366,5 +367,27 @@ CASES: dict[str, Case] = {
         mapped("relativistic_discriminator_loss", score, penalty_weight=0.3),
         (VECTOR, VECTOR),
         (0, 1),
+    ),
+    "target_policy_smoothing": Case(
+        bind("target_policy_smoothing", scale=0.2, clip=0.3), (VECTOR, VECTOR), (0, 1)
+    ),
+    "clipped_double_q_target": Case(
+        bind("clipped_double_q_target"), (("real", (2,)), REAL, UNIT), (0, 1, 2)
+    ),
+    "td3_critic_loss": Case(bind("td3_critic_loss"), (("real", (2,)), REAL), (1,)),
+    "deterministic_policy_loss": Case(bind("deterministic_policy_loss"), (REAL,)),
+    "forward_backward_loss": Case(
+        bind("forward_backward_loss"), (HEADS, VECTOR, POOL, HEADS, POOL, UNIT), (3, 4, 5)
+    ),
+    "forward_backward_loss:weights": Case(
+        lambda *a: losses.forward_backward_loss(*a[:6], pool_weights=a[6]),
+        (HEADS, VECTOR, POOL, HEADS, POOL, UNIT, ("unit", (POOLED,))),
+        (3, 4, 5, 6),
+    ),
+    "orthonormality_loss": Case(bind("orthonormality_loss"), (VECTOR, POOL)),
+    "orthonormality_loss:weights": Case(
+        lambda *a: losses.orthonormality_loss(*a[:2], pool_weights=a[2]),
+        (VECTOR, POOL, ("unit", (POOLED,))),
+        (2,),
     ),
 }

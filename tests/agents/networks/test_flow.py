@@ -171,3 +171,11 @@ def test_inputs_of_another_shape_are_refused(network):
         apply(params, point[:, :1], time, condition)
     with pytest.raises(ValueError, match=r"condition must be \(4, 3\)"):
         apply(params, point, time)
+
+
+def test_mish_is_jax_s():
+    values = jnp.concatenate([jnp.linspace(-60.0, 60.0, 4001), jnp.array([-1e30, 1e30])])
+    for function in (lambda f: f, lambda f: jax.vmap(jax.grad(f))):
+        np.testing.assert_allclose(
+            function(flow.mish)(values), function(jax.nn.mish)(values), rtol=2e-5, atol=1e-6
+        )
