@@ -53,6 +53,19 @@ def check_chunking(model: LanguageModel, chunk_size: int | None) -> None:
         )
 
 
+def last_counted(mask: Array) -> Int[Array, "B 1"]:
+    """Returns the place of the last token that counts, -1 in a row in which none does.
+
+    Args:
+      mask: 1, or anything but 0, on the tokens that count. [B, T].
+
+    Returns:
+      Places. [B, 1].
+    """
+    places = jnp.arange(mask.shape[1])
+    return jnp.max(jnp.where(jnp.asarray(mask) != 0, places, -1), axis=1, keepdims=True)
+
+
 def without_padding(
     tokens: Int[Array, "B T"], mask: Array, weight: Float[Array, " B"] | None = None
 ) -> Int[Array, "B T"]:
@@ -73,8 +86,7 @@ def without_padding(
     counted = jnp.asarray(mask) != 0
     if weight is not None:
         counted = counted & (weight > 0)[:, None]
-    last = jnp.max(jnp.where(counted, places, -1), axis=1, keepdims=True)
-    return jnp.where(places <= last, tokens, 0)
+    return jnp.where(places <= last_counted(counted), tokens, 0)
 
 
 def completion_log_probs(

@@ -76,17 +76,15 @@ def log_probs(
             opponent_params if jax.tree.leaves(opponent_params) else reference_params
         ),
     }
+    sides = {
+        "first": language.without_padding(batch.first_tokens, batch.first_mask, batch.weight),
+        "second": language.without_padding(batch.second_tokens, batch.second_mask, batch.weight),
+    }
     fields = {
         f"{side}_{field}": language.completion_log_probs(
-            model,
-            parameters,
-            language.without_padding(tokens, mask, batch.weight),
-            chunk_size=chunk_size,
+            model, parameters, tokens, chunk_size=chunk_size
         )
-        for side, tokens, mask in (
-            ("first", batch.first_tokens, batch.first_mask),
-            ("second", batch.second_tokens, batch.second_mask),
-        )
+        for side, tokens in sides.items()
         for field, parameters in named.items()
     }
     wins = batch.preferences

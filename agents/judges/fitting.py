@@ -8,7 +8,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from bellmax import losses
-from bellmax.agents import updates
+from bellmax.agents import language, updates
 from bellmax.agents.agent import Metrics, Params, PreferenceBatch
 
 # (network_params, tokens[B, T], mask=[B, T]) -> [B, T, D]; position t sees tokens 0..t only, and
@@ -63,7 +63,7 @@ def completion_states(
             f"tokens and mask must both be [B, T], got {tokens.shape} and {mask.shape}."
         )
     places = jnp.arange(tokens.shape[1])[None, :]
-    last = jnp.max(jnp.where(jnp.asarray(mask) != 0, places, -1), axis=1, keepdims=True)
+    last = language.last_counted(mask)
     # A row in which nothing counts shows the network one token 0: it need not know empty rows.
     place = jnp.maximum(last, 0)
     tokens = jnp.where(places <= last, tokens, 0)

@@ -44,8 +44,13 @@ class State(NamedTuple):
 class _Pool:
     """The environments of one `make`, by slot, the last used last."""
 
-    def __init__(self, make: Callable[[], Any], observe: Callable[[Any], np.ndarray]):
-        self._make, self._observe = make, observe
+    def __init__(
+        self,
+        make: Callable[[], Any],
+        observe: Callable[[Any], np.ndarray],
+        to_action: Callable[[Any], Any],
+    ):
+        self._make, self._observe, self._to_action = make, observe, to_action
         self._environments: collections.OrderedDict[int, Any] = collections.OrderedDict()
         self._ended: dict[int, bool] = {}
         first = int.from_bytes(os.urandom(3), "little") << 7
@@ -69,7 +74,8 @@ class _Pool:
         self._environments.move_to_end(slot)
         if self._ended[slot]:
             return time, self._begin(slot, int(seed)), *nothing, np.bool_(False)
-        seen, reward, terminated, truncated, _ = self._environments[slot].step(int(action))
+        taken = self._to_action(action)
+        seen, reward, terminated, truncated, _ = self._environments[slot].step(taken)
         truncated = bool(truncated) and not terminated
         self._ended[slot] = bool(terminated) or truncated
         reward, ends = np.float32(reward), (np.bool_(terminated), np.bool_(truncated))
@@ -99,19 +105,18 @@ def adapt(make: Callable[[], Any], observe: Callable[[Any], Any] = np.asarray) -
       float64 as float32.
 
     Raises:
-      ValueError: its actions are not discrete, or it shows no array.
+      ValueError: its actions are neither discrete nor an array within one range, or it shows no
+        array.
     """
     example = make()
-    count = getattr(example.action_space, "n", None)
+    action_spec, to_action = _actions(example.action_space)
     space = example.observation_space
-    if count is None or getattr(example.action_space, "start", 0) != 0:
-        raise ValueError(f"make must give discrete actions from 0, got {example.action_space}.")
     if getattr(space, "shape", None) is None or not hasattr(space, "high"):
         raise ValueError(f"make must give arrays to see (a Box), got {space}.")
     shown = np.asarray(observe(space.sample()))
     example.close()
     dtype = np.dtype(np.float32) if shown.dtype == np.float64 else shown.dtype
-    pool = _Pool(make, lambda seen: np.asarray(observe(seen), dtype))
+    pool = _Pool(make, lambda seen: np.asarray(observe(seen), dtype), to_action)
     seen_shape = jax.ShapeDtypeStruct(shown.shape, dtype)
     integer, flag = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((), jnp.bool_)
     number = jax.ShapeDtypeStruct((), jnp.float32)
@@ -141,9 +146,23 @@ def adapt(make: Callable[[], Any], observe: Callable[[Any], Any] = np.asarray) -
         step=step,
         params=(),
         observation_spec=ArraySpec(shown.shape, dtype),
-        action_spec=DiscreteSpec(int(count)),
+        action_spec=action_spec,
         resets_itself=True,
     )
+
+
+def _actions(space: Any) -> tuple[DiscreteSpec | ArraySpec, Callable[[Any], Any]]:
+    """Returns what is done, and how an environment wants to be told."""
+    if getattr(space, "n", None) is not None and getattr(space, "start", 0) == 0:
+        return DiscreteSpec(int(space.n)), int
+    ends = tuple(np.unique(getattr(space, end, ())) for end in ("low", "high"))
+    if not all(len(end) == 1 and np.isfinite(end).all() for end in ends):
+        raise ValueError(
+            f"make must give discrete actions from 0 or a Box within one range, got {space}."
+        )
+    low, high = (float(end[0]) for end in ends)
+    spec = ArraySpec(tuple(space.shape), low=low, high=high)
+    return spec, lambda action: np.asarray(action, space.dtype)
 
 
 def make(name: str, **options: Any) -> Environment:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bellmax.envs import DiscreteSpec, wrappers
+from bellmax.envs import ArraySpec, DiscreteSpec, wrappers
 from bellmax.envs.adapters import gymnasium as adapter
 
 gymnasium = pytest.importorskip("gymnasium", reason="needs the extra 'environments'")
@@ -17,8 +17,10 @@ class Counter(gymnasium.Env):
     observation_space = gymnasium.spaces.Box(0, 100, (1,), np.float64)
     action_space = gymnasium.spaces.Discrete(2)
 
-    def __init__(self, length=3, cut=False):
+    def __init__(self, length=3, cut=False, space=None):
         self.length, self.cut, self.steps = length, cut, 0
+        if space is not None:
+            self.action_space = space
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -127,9 +129,24 @@ def test_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match="CartPoleX"):
         adapter.make("CartPoleX-v1")
     with pytest.raises(ValueError, match="discrete actions"):
-        adapter.make("Pendulum-v1")
+        adapter.adapt(lambda: Counter(space=gymnasium.spaces.MultiDiscrete([2, 2])))
     with pytest.raises(ValueError, match="must not reset itself"):
         wrappers.sticky_actions(adapter.adapt(Counter))
+
+
+def test_pendulum_takes_forces_as_without_us():
+    forces = np.array([[0.5], [-2.0], [1.7]], np.float32)
+    environment = adapter.make("Pendulum-v1")
+    assert environment.action_spec == ArraySpec((1,), low=-2.0, high=2.0)
+    first, steps = play(environment, forces)
+    theirs = gymnasium.make("Pendulum-v1").unwrapped
+    theirs.reset(seed=0)
+    cosine, sine, speed = np.asarray(first.observation, np.float64)
+    theirs.state = np.array([np.arctan2(sine, cosine), speed])
+    for force, seen, reward in zip(forces, steps.observation, steps.reward, strict=True):
+        expected, paid, *_ = theirs.step(force)
+        np.testing.assert_allclose(seen, expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(reward, paid, rtol=1e-4)
 
 
 def test_atari_has_the_usual_preprocessing():
