@@ -7,12 +7,14 @@ of a configuration; what it predicts and learns from is an `Objective` of `horiz
     TD-DD, TD2-DD                 td_dd(), td2_dd()
     Monte-Carlo flow matching     monte_carlo(), given samples of the future as next states
 
-`sample` and `log_likelihood` are what the model is for; `horizon.value` builds on them.
+`sample`, `value` of any reward and `log_likelihood` are what the model is for; `planning` chooses
+among the policies of a model that is conditioned on tasks.
 """
 
 import functools
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -55,6 +57,51 @@ def sample(
       Samples. [..., D].
     """
     return objective.sample(_bound(apply, params, condition), noise, num_steps)
+
+
+def value(
+    params: Params,
+    observations: Float[Array, "*B D"],
+    actions: Float[Array, "*B A"],
+    key: PRNGKeyArray,
+    tasks: Float[Array, "*B W"] | None = None,
+    *,
+    reward_fn: Callable[[Array], Array],
+    apply: Apply,
+    objective: Objective,
+    discount: float,
+    num_samples: int = 128,
+    num_steps: int = 10,
+) -> Float[Array, "*B"]:
+    r"""Returns values of any reward from samples of the future, :math:`E[r(X)] / (1 - \gamma)`.
+
+    Args:
+      params: the model's parameters.
+      observations: states. [..., D].
+      actions: taken there, before the model's policy goes on. [..., A].
+      key: of the samples; consumed.
+      tasks: which policy of a family; None where there is one. [..., W].
+      reward_fn: r, of the states that are reached. [..., N, D] -> [..., N].
+      apply: the network.
+      objective: that it was trained by.
+      discount: gamma in [0, 1), the model's.
+      num_samples: N, of each state and action.
+      num_steps: steps of the solver, see `sample`.
+
+    Returns:
+      Values. [...].
+
+    Raises:
+      ValueError: `discount` or `num_samples` is out of range.
+    """
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
+    given = horizon.condition(observations, actions, tasks)
+    places = (*given.shape[:-1], num_samples)
+    noise = jax.random.normal(key, (*places, observations.shape[-1]))
+    given = jnp.broadcast_to(given[..., None, :], (*places, given.shape[-1]))
+    samples = sample(params, noise, given, apply=apply, objective=objective, num_steps=num_steps)
+    return horizon.value(samples, reward_fn, discount=discount)
 
 
 def log_likelihood(

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from bellmax.agents import TransitionBatch, networks
+from bellmax.agents import TransitionBatch
 from bellmax.experiments import (
     announcement,
     errors,
@@ -82,9 +82,10 @@ def train(config: HorizonConfig, workdir: pathlib.Path) -> list[dict[str, Any]]:
         for _, name, discount in stages
     ]
     devices = mesh.make_mesh(data=keys.mesh_data, fsdp=keys.mesh_fsdp, tensor=keys.mesh_tensor)
-    _announce(config, workdir, devices, models, source)
+    lines = horizon_report.description(config, models, source)
+    announcement.announce(lines, mesh=devices, workdir=workdir)
     truths = {
-        discount: horizon_evaluation.truth_of(source, discount, keys, truth_key)
+        discount: source.truth(discount, keys.evaluation_samples, truth_key)
         for discount in config.loss.discounts
     }
     clouds: dict[float, dict[str, np.ndarray]] = {
@@ -170,23 +171,6 @@ def _evaluate(evaluation: horizon_evaluation.Evaluation, updates_per_step: int):
         return {"updates": float(step * updates_per_step), **evaluation(_params(state))}
 
     return evaluate
-
-
-def _announce(config, workdir, devices, models, source) -> None:
-    keys, loss, size = config.train, config.loss, source.transitions.observations.shape
-    counts = {
-        networks.num_parameters(jax.eval_shape(model.agent.init, jax.random.key(0)).params)
-        for model in models
-    }
-    lines = (
-        f"transitions: {size[0]:,} of {config.data.source} {config.data.task}, "
-        f"{size[1]} features a state, {source.actions.shape[-1]} an action",
-        f"models: {', '.join(f'{count:,}' for count in sorted(counts))} parameters",
-        f"updates: {keys.num_updates:,} of {keys.batch_size} transitions by each of "
-        f"{', '.join(loss.names)} at discounts {', '.join(f'{d:g}' for d in loss.discounts)}",
-        f"evaluation: {keys.evaluation_states} states, {keys.evaluation_samples} samples each",
-    )
-    announcement.announce(lines, mesh=devices, workdir=workdir)
 
 
 _FLAGS = config_lib.RunFlags("horizon") if __name__ == "__main__" else None

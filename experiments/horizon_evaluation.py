@@ -139,18 +139,6 @@ class Evaluation:
         return measures
 
 
-def truth_of(source: Source, discount: float, train: TrainConfig, key: PRNGKeyArray) -> Truth:
-    """Returns what the models of a discount are compared with.
-
-    Args:
-      source: the source.
-      discount: gamma.
-      train: sizes.
-      key: randomness of the samples; consumed.
-    """
-    return source.truth(discount, train.evaluation_samples, key)
-
-
 def floor(source: Source, truth: Truth, discount: float, key: PRNGKeyArray) -> dict[str, float]:
     """Returns what a model that is the truth would be measured by: the distances of fresh samples.
 

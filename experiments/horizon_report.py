@@ -4,13 +4,18 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Float
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from bellmax.agents import networks
 from bellmax.experiments import metrics, plots
+from bellmax.experiments.horizon_config import HorizonConfig
+from bellmax.experiments.horizon_methods import Model
+from bellmax.experiments.horizon_sources import Source
 
 MEASURES = {
     "emd": "earth mover's distance",
@@ -18,6 +23,29 @@ MEASURES = {
     "nll": "negative log-likelihood, nats a feature",
     "value_mse": "mean squared error of values",
 }
+
+
+def description(config: HorizonConfig, models: Sequence[Model], source: Source) -> tuple[str, ...]:
+    """Returns what a run says before it begins.
+
+    Args:
+      config: the run.
+      models: that are trained.
+      source: what they learn from.
+    """
+    keys, loss, size = config.train, config.loss, source.transitions.observations.shape
+    counts = {
+        networks.num_parameters(jax.eval_shape(model.agent.init, jax.random.key(0)).params)
+        for model in models
+    }
+    return (
+        f"transitions: {size[0]:,} of {config.data.source} {config.data.task}, "
+        f"{size[1]} features a state, {source.actions.shape[-1]} an action",
+        f"models: {', '.join(f'{count:,}' for count in sorted(counts))} parameters",
+        f"updates: {keys.num_updates:,} of {keys.batch_size} transitions by each of "
+        f"{', '.join(loss.names)} at discounts {', '.join(f'{d:g}' for d in loss.discounts)}",
+        f"evaluation: {keys.evaluation_states} states, {keys.evaluation_samples} samples each",
+    )
 
 
 def final_rows(

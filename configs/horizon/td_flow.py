@@ -47,7 +47,7 @@ def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
                 },
                 # A target must have moved on 1 / (1 - discount) times before its futures are known.
                 "loss": {"names": METHODS, "discounts": (0.9, 0.98), "target_decay": 0.95},
-                "train": {"evaluation_states": 32, "evaluate_every": 60},
+                "train": {"num_updates": 4000, "evaluation_states": 32, "evaluate_every": 40},
             }
         )
     elif variant is not None:

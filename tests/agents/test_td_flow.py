@@ -201,6 +201,26 @@ def test_samples_and_densities_of_exact_networks(name, apply, steps):
     np.testing.assert_allclose(density, exact, atol=0.005 if name == "td2_cfm" else 0.06)
 
 
+def test_value_of_a_linear_reward_is_that_of_the_mean():
+    """Under N(1.5, .25 I) the reward x + 2 y pays 4.5 on average, 18 over a horizon of four."""
+    states = jnp.zeros((3, 2))
+    found = td_flow.value(
+        (),
+        states,
+        jnp.zeros((3, 1)),
+        jax.random.key(0),
+        jnp.zeros((3, 5)),
+        reward_fn=lambda points: points[..., 0] + 2 * points[..., 1],
+        apply=gaussian_velocity,
+        objective=horizon_objectives.td2_cfm(),
+        discount=0.75,
+        num_samples=4096,
+    )
+    assert found.shape == (3,)
+    # Five standard errors, of sqrt(1 + 4) / 2 a sample, four times as much over the horizon.
+    np.testing.assert_allclose(found, 18.0, atol=5 * 4 * 5**0.5 / 2 / 64)
+
+
 def test_value_is_the_mean_reward_over_the_horizon():
     samples = jnp.array([[[0.0], [1.0]], [[2.0], [4.0]]])
     found = horizon.value(samples, lambda x: x[..., 0], discount=0.75)

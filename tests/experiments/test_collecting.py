@@ -10,7 +10,6 @@ import pytest
 from bellmax.envs import ArraySpec, DiscreteSpec, Environment, TimeStep, maze
 from bellmax.experiments import collecting
 
-
 PUSH = ArraySpec((1,), low=-1.0, high=1.0)
 
 
