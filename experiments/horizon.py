@@ -10,42 +10,28 @@ TensorBoard events, `result.json`, `samples.png`, `learning_curves.png` and, of 
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
 
-from bellmax.agents import TransitionBatch
 from bellmax.experiments import (
     announcement,
     errors,
     horizon_config,
     horizon_evaluation,
     horizon_methods,
+    horizon_policies,
     horizon_report,
     horizon_sources,
+    horizon_training,
     mesh,
     metrics,
     plots,
-    runner,
 )
 from bellmax.experiments import config as config_lib
 from bellmax.experiments.horizon_config import HorizonConfig
-
-
-class State(NamedTuple):
-    """What the loop carries.
-
-    Attributes:
-      step: steps of the loop so far.
-      agent: the agent's state.
-    """
-
-    step: Int[Array, ""]
-    agent: Any
 
 
 def train(config: HorizonConfig, workdir: pathlib.Path) -> list[dict[str, Any]]:
@@ -84,6 +70,16 @@ def train(config: HorizonConfig, workdir: pathlib.Path) -> list[dict[str, Any]]:
     devices = mesh.make_mesh(data=keys.mesh_data, fsdp=keys.mesh_fsdp, tensor=keys.mesh_tensor)
     lines = horizon_report.description(config, models, source)
     announcement.announce(lines, mesh=devices, workdir=workdir)
+    if source.with_policy is not None and config.data.policy == "td3":
+        policy = horizon_policies.train_td3(
+            config,
+            source,
+            scale,
+            workdir=workdir,
+            key=jax.random.fold_in(data_key, 1),
+            mesh=devices,
+        )
+        source = source.with_policy(policy)
     truths = {
         discount: source.truth(discount, keys.evaluation_samples, truth_key)
         for discount in config.loss.discounts
@@ -99,29 +95,17 @@ def train(config: HorizonConfig, workdir: pathlib.Path) -> list[dict[str, Any]]:
         evaluation = horizon_evaluation.Evaluation(
             model, source, truths[discount], scale, discount, keys, noise_key
         )
-        state = runner.run_stage(
-            name=stage,
+        state = horizon_training.run_stage(
+            config,
+            stage,
+            model.agent,
+            transitions,
             workdir=workdir,
-            state=State(jnp.zeros((), jnp.int32), model.agent.init(start_key)),
-            train_step=_train_step(model.agent),
-            batches=horizon_sources.Batches(
-                transitions,
-                batch_size=keys.batch_size,
-                updates_per_step=keys.updates_per_step,
-                seed=config.seed,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
-            ),
-            schedule=runner.Schedule(
-                num_steps=keys.num_steps,
-                log_every=keys.log_every,
-                evaluate_every=keys.evaluate_every,
-                checkpoint_every=keys.checkpoint_every,
-                keep_checkpoints=keys.keep_checkpoints,
-            ),
+            num_updates=keys.num_updates,
+            start_key=start_key,
             run_key=run_key,
             mesh=devices,
-            evaluate=_evaluate(evaluation, keys.updates_per_step),
+            evaluate=lambda state, evaluation=evaluation: evaluation(_params(state)),
         )
         clouds[discount][name] = np.asarray(evaluation.sample(_params(state)))[0]
     floors = {
@@ -142,35 +126,9 @@ def train(config: HorizonConfig, workdir: pathlib.Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _params(state: State) -> Any:
+def _params(state: Any) -> Any:
     # The average over the last updates, which is also what is bootstrapped from.
-    return jax.device_get(state.agent.target_params)
-
-
-def _train_step(agent):
-    def train_step(state: State, batch: TransitionBatch, key: Array):
-        def one(carry, number_and_rows):
-            number, rows = number_and_rows
-            return agent.update(carry, rows, jax.random.fold_in(key, number))
-
-        # [B, updates, ...], so that it is rows that devices share.
-        windows = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), batch)
-        count = windows.observations.shape[0]
-        learnt, found = jax.lax.scan(one, state.agent, (jnp.arange(count), windows))
-        averaged = {name: jnp.mean(values) for name, values in found.items()}
-        # A count, which is not averaged; the guard wants to know of how many.
-        averaged["updates/skipped"] = found["updates/skipped"][-1]
-        averaged["updates/done"] = jnp.asarray(count, jnp.float32)
-        return State(state.step + 1, learnt), averaged
-
-    return train_step
-
-
-def _evaluate(evaluation: horizon_evaluation.Evaluation, updates_per_step: int):
-    def evaluate(state: State, step: int) -> Mapping[str, float]:
-        return {"updates": float(step * updates_per_step), **evaluation(_params(state))}
-
-    return evaluate
+    return jax.device_get(state.target_params)
 
 
 _FLAGS = config_lib.RunFlags("horizon") if __name__ == "__main__" else None

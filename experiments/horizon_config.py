@@ -13,6 +13,7 @@ class ModelConfig:
 
     Attributes:
       baseline_sizes: hidden layers of the autoencoder's and the adversarial networks.
+      policy_sizes: hidden layers of a policy that is trained, and of its critics.
     """
 
     hidden_sizes: tuple[int, ...]
@@ -23,6 +24,7 @@ class ModelConfig:
     time_sizes: tuple[int, ...]
     condition_sizes: tuple[int, ...]
     baseline_sizes: tuple[int, ...]
+    policy_sizes: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +34,8 @@ class DataConfig:
     Attributes:
       source: a key of `horizon_sources.SOURCES`.
       task: whose policy is evaluated, and whose reward is valued, in the maze; empty elsewhere.
+      policy: one of `horizon_sources.POLICIES` (maze): scripted, or td3, which is trained first, on
+        the same transitions.
       path: a file or folder of transitions to learn from, see `data.transition_files.read`; empty
         for collecting them (maze; elsewhere they are drawn always).
       cache_dir: where such a file is prepared; empty for the folder of the run.
@@ -44,6 +48,7 @@ class DataConfig:
 
     source: str
     task: str
+    policy: str
     path: str
     cache_dir: str
     num_transitions: int
@@ -88,6 +93,9 @@ class TrainConfig:
     Attributes:
       num_updates: updates of each model, a multiple of `updates_per_step`.
       updates_per_step: updates in one step of the loop, which is one program.
+      policy_updates: updates of a policy that is trained, a multiple likewise.
+      policy_learning_rate: of Adam, for it and its critics.
+      policy_target_decay: of their targets, an update.
       batch_size: transitions of an update, over all devices.
       evaluation_states: states whose futures are compared with the truth.
       evaluation_samples: samples of each, of the model and of the truth.
@@ -106,6 +114,9 @@ class TrainConfig:
 
     num_updates: int
     updates_per_step: int
+    policy_updates: int
+    policy_learning_rate: float
+    policy_target_decay: float
     batch_size: int
     evaluation_states: int
     evaluation_samples: int
@@ -120,11 +131,6 @@ class TrainConfig:
     mesh_data: int
     mesh_fsdp: int
     mesh_tensor: int
-
-    @property
-    def num_steps(self) -> int:
-        """Steps of the loop."""
-        return self.num_updates // self.updates_per_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,10 +166,15 @@ def check(config: HorizonConfig) -> None:
                     f"config.{group}.{field.name} must be at least 1, got {value}."
                 )
     loss, train = config.loss, config.train
-    if train.num_updates % train.updates_per_step:
+    for key in ("num_updates", "policy_updates"):
+        if getattr(train, key) % train.updates_per_step:
+            raise errors.UserError(
+                f"config.train.{key} must be a multiple of config.train.updates_per_step "
+                f"({train.updates_per_step}), got {getattr(train, key)}."
+            )
+    if not train.policy_learning_rate > 0:
         raise errors.UserError(
-            "config.train.num_updates must be a multiple of config.train.updates_per_step "
-            f"({train.updates_per_step}), got {train.num_updates}."
+            f"config.train.policy_learning_rate must be positive, got {train.policy_learning_rate}."
         )
     if train.evaluation_samples < 2:
         raise errors.UserError(
@@ -189,10 +200,12 @@ def check(config: HorizonConfig) -> None:
             raise errors.UserError(
                 f"config.loss.{key} must be at least 0, got {getattr(loss, key)}."
             )
-    if not 0 <= loss.target_decay <= 1:
-        raise errors.UserError(
-            f"config.loss.target_decay must be in [0, 1], got {loss.target_decay}."
-        )
+    for name, decay in (
+        ("loss.target_decay", loss.target_decay),
+        ("train.policy_target_decay", train.policy_target_decay),
+    ):
+        if not 0 <= decay <= 1:
+            raise errors.UserError(f"config.{name} must be in [0, 1], got {decay}.")
 
 
 def stages(config: HorizonConfig) -> list[tuple[str, str, float]]:

@@ -23,6 +23,11 @@ _NUM_ENVIRONMENTS = 64
 _LEFT_OUT = 1e-4
 
 
+POLICIES = ("scripted", "td3")
+# States [..., D] -> actions [..., A].
+Policy = Callable[[Array], Array]
+
+
 class Truth(NamedTuple):
     """What the models are compared with, in the source's own units.
 
@@ -45,6 +50,9 @@ class Source(NamedTuple):
       reward_fn: of the state that a step leads to. [..., D] -> [...].
       truth: `(discount, num_samples, key) -> Truth`.
       walls: boxes to draw behind samples, or None. [W, 4].
+      with_policy: `policy -> Source`, the same with another policy; None where nothing is done.
+      value_of: `policy -> its mean value of the reward`, discounted by 0.99, over the states; None
+        likewise.
     """
 
     transitions: TransitionBatch
@@ -53,6 +61,8 @@ class Source(NamedTuple):
     reward_fn: Callable[[Array], Array]
     truth: Callable[[float, int, PRNGKeyArray], Truth]
     walls: Float[np.ndarray, "W 4"] | None = None
+    with_policy: Callable[[Policy], "Source"] | None = None
+    value_of: Callable[[Policy], Float[Array, ""]] | None = None
 
 
 def _chain(
@@ -116,42 +126,57 @@ def _maze(config: DataConfig, count: int, key: PRNGKeyArray) -> Source:
             f"task must be one of {', '.join(maze.TASKS)}, got {config.task!r}."
             f"{config_lib.did_you_mean(config.task, maze.TASKS)}"
         )
-    policy = maze.controller(config.task)
+    if config.policy not in POLICIES:
+        raise ValueError(f"policy must be one of {', '.join(POLICIES)}, got {config.policy!r}.")
     collect_key, evaluation_key = jax.random.split(key)
     found = _read_maze(config) if config.path else _collect(config, collect_key)
+    rows = jax.device_get(TransitionBatch(*found))
     evaluated = maze.sample_states(evaluation_key, count, maze.EXORL)
     reward_fn = functools.partial(maze.reward, config.task)
 
-    def truth(discount, num_samples, key):
-        length = future_length(discount)
-        future = jax.jit(functools.partial(maze.rollout, policy=policy, num_steps=length))(
-            evaluated
-        )
-        # The law of the rollout's places, its rest given to the last.
-        weights = discount ** np.arange(length) * (1 - discount)
-        weights[-1] = discount ** (length - 1)
-        places = jax.random.choice(
-            key, length, (count, num_samples), p=jnp.asarray(weights / weights.sum())
-        )
-        samples = jnp.moveaxis(future, 0, 1)[jnp.arange(count)[:, None], places]
-        values = np.asarray(weights @ np.asarray(reward_fn(future), np.float64)) / (1 - discount)
-        return Truth(np.asarray(samples), values)
+    def value_of(policy: Policy) -> Float[Array, ""]:
+        future = maze.rollout(evaluated, policy, future_length(0.99))
+        return jnp.mean(0.99 ** jnp.arange(future.shape[0]) @ reward_fn(future))
 
-    return Source(
-        transitions=jax.device_get(
-            TransitionBatch(
-                found.observations,
-                found.actions,
-                found.next_observations,
-                jax.jit(policy)(found.next_observations),
-            )
-        ),
-        states=evaluated,
-        actions=policy(evaluated),
-        reward_fn=reward_fn,
-        truth=truth,
-        walls=np.asarray(maze.walls(maze.EXORL)),
+    def with_policy(policy: Policy) -> Source:
+        return Source(
+            transitions=rows._replace(
+                next_actions=np.asarray(jax.jit(policy)(found.next_observations))
+            ),
+            states=evaluated,
+            actions=policy(evaluated),
+            reward_fn=reward_fn,
+            truth=functools.partial(_rollouts, evaluated, policy, reward_fn),
+            walls=np.asarray(maze.walls(maze.EXORL)),
+            with_policy=with_policy,
+            value_of=value_of,
+        )
+
+    if config.policy == "scripted":
+        return with_policy(maze.controller(config.task))
+    return with_policy(lambda states: jnp.zeros((*states.shape[:-1], 2)))
+
+
+def _rollouts(
+    states: Array,
+    policy: Policy,
+    reward_fn: Callable[[Array], Array],
+    discount: float,
+    num_samples: int,
+    key: PRNGKeyArray,
+) -> Truth:
+    """Rolls a policy out from each state; nothing in the maze is random."""
+    count, length = len(states), future_length(discount)
+    future = jax.jit(functools.partial(maze.rollout, policy=policy, num_steps=length))(states)
+    # The law of the rollout's places, its rest given to the last.
+    weights = discount ** np.arange(length) * (1 - discount)
+    weights[-1] = discount ** (length - 1)
+    places = jax.random.choice(
+        key, length, (count, num_samples), p=jnp.asarray(weights / weights.sum())
     )
+    samples = jnp.moveaxis(future, 0, 1)[jnp.arange(count)[:, None], places]
+    values = np.asarray(weights @ np.asarray(reward_fn(future), np.float64)) / (1 - discount)
+    return Truth(np.asarray(samples), values)
 
 
 def future_length(discount: float) -> int:
@@ -192,48 +217,3 @@ def make_source(config: DataConfig, *, num_states: int, key: PRNGKeyArray) -> So
         raise horizon_config.unknown("data.source", config.source, SOURCES)
     with config_lib.user_errors("config.data"):
         return SOURCES[config.source](config, num_states, key)
-
-
-class Batches:
-    """Uniform draws of rows, with replacement, for a window of updates at a time.
-
-    Args:
-      transitions: on the host.
-      batch_size: rows of an update, over all processes.
-      updates_per_step: updates of a window.
-      seed: of the draws.
-      process_index: of this process, which gets its share of every batch.
-      process_count: of all.
-    """
-
-    def __init__(
-        self,
-        transitions: TransitionBatch,
-        *,
-        batch_size: int,
-        updates_per_step: int,
-        seed: int,
-        process_index: int = 0,
-        process_count: int = 1,
-    ):
-        self._transitions = transitions
-        self._shape = (batch_size, updates_per_step)
-        self._seed, self._window = seed, 0
-        share = batch_size // process_count
-        self._mine = slice(process_index * share, (process_index + 1) * share)
-
-    def __next__(self) -> TransitionBatch:
-        """Returns the rows of a window, [B, updates, ...]; each a row of its own in its batch."""
-        generator = np.random.default_rng((self._seed, self._window))
-        rows = generator.integers(self._transitions.observations.shape[0], size=self._shape)
-        self._window += 1
-        mine = rows[self._mine]
-        return jax.tree.map(lambda leaf: leaf[mine], self._transitions)
-
-    def get_state(self) -> dict[str, int]:
-        """Returns how many windows were drawn."""
-        return {"window": self._window}
-
-    def set_state(self, state: dict[str, int]) -> None:
-        """Goes to a window."""
-        self._window = int(state["window"])

@@ -17,6 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
                 "time_sizes": (64, 64),  # U-shaped only.
                 "condition_sizes": (64, 64),  # U-shaped only.
                 "baseline_sizes": (128, 128),  # Of the vae and the gan.
+                "policy_sizes": (128, 128),  # Of a policy that is trained.
             },
             "optimizer": {
                 "name": "adamw",  # adan, adamw, adam, sgd, lion; the gan has an adam of its own.
@@ -34,6 +35,7 @@ def get_config() -> ml_collections.ConfigDict:
             "data": {
                 "source": "noisy_circle",  # noisy_circle, ring, linear_gaussian, maze.
                 "task": "",  # maze: whose policy is evaluated.
+                "policy": "scripted",  # maze: scripted, or td3, which is trained first.
                 "path": "",  # maze: a .npz, .hdf5 or folder of episodes; empty collects.
                 "cache_dir": "",  # Where TFDS prepares it; empty: inside the workdir.
                 "num_transitions": 200_000,
@@ -56,6 +58,9 @@ def get_config() -> ml_collections.ConfigDict:
             "train": {
                 "num_updates": 6000,
                 "updates_per_step": 50,  # One step of the loop is one program.
+                "policy_updates": 15_000,  # Of a policy that is trained.
+                "policy_learning_rate": 1e-3,
+                "policy_target_decay": 0.95,
                 "batch_size": 256,
                 "evaluation_states": 16,
                 "evaluation_samples": 512,  # Of each state.

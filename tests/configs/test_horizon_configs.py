@@ -27,7 +27,7 @@ def test_loads_and_is_checked(specification):
     horizon_config.check(keys)
     assert keys.data.source in horizon_sources.SOURCES
     assert set(keys.loss.names) <= set(horizon_methods.METHODS)
-    assert keys.train.num_steps >= keys.train.evaluate_every
+    assert keys.train.num_updates >= keys.train.evaluate_every * keys.train.updates_per_step
     for _, name, discount in horizon_config.stages(keys):
         model = horizon_methods.make_model(keys, name, discount, point_size=4, condition_size=6)
         state = jax.eval_shape(model.agent.init, jax.random.key(0))

@@ -17,6 +17,7 @@ from bellmax.experiments import (
     horizon_config,
     horizon_evaluation,
     horizon_sources,
+    horizon_training,
     metrics,
 )
 from bellmax.experiments.data import transitions
@@ -93,13 +94,13 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(finished, tmp_path
 def test_batches_go_on_from_a_position_and_are_shared_by_processes():
     source = horizon_sources.make_source(make_config().data, num_states=2, key=jax.random.key(0))
     sizes = {"batch_size": 6, "updates_per_step": 2, "seed": 3}
-    whole = horizon_sources.Batches(source.transitions, **sizes)
+    whole = horizon_training.Batches(source.transitions, **sizes)
     first, second = next(whole), next(whole)
     assert first.observations.shape == (6, 2, 2)
     assert not np.array_equal(first.observations, second.observations)
     parts = []
     for process in range(3):
-        part = horizon_sources.Batches(
+        part = horizon_training.Batches(
             source.transitions, **sizes, process_index=process, process_count=3
         )
         part.set_state({"window": 1})
@@ -127,10 +128,43 @@ def test_the_maze_pairs_transitions_with_the_policy_and_its_future(task):
     found = np.asarray(source.reward_fn(jnp.asarray(truth.samples))).mean(axis=1) / 0.5
     np.testing.assert_allclose(found, truth.values, atol=4 / 0.5 / 2 / 4000**0.5)
     scale = horizon_evaluation.scale_of(source, standardise=True)
-    both = np.concatenate([rows.observations, rows.next_observations])
+    both = jnp.concatenate([rows.observations, rows.next_observations])
     np.testing.assert_allclose(scale.to_model(both).std(axis=0), 1, rtol=1e-3)
     states = scale.from_model(scale.to_model(rows.observations))
     np.testing.assert_allclose(states, rows.observations, atol=1e-6)
+
+
+def test_a_policy_is_trained_first_and_then_evaluated(tmp_path):
+    config = make_config(
+        data={"source": "maze", "task": "square", "policy": "td3", "num_transitions": 640},
+        loss={"names": ("td2_cfm",), "discounts": (0.5,)},
+        model={"policy_sizes": (8,)},
+        train={"num_updates": 10, "policy_updates": 40, "evaluate_every": 4},
+    )
+    rows = horizon.train(config, tmp_path)
+    assert [row["method"] for row in rows] == ["truth", "td2_cfm"]
+    mine = [row for row in metrics.read_metrics(tmp_path) if row["stage"] == "policy"]
+    values = [row["policy/value"] for row in mine if "policy/value" in row]
+    assert len(values) == 2
+    # The policy has changed, and with it what it is worth.
+    assert values[0] != values[1]
+
+
+def test_a_policy_s_value_is_that_of_its_rollouts():
+    config = make_config(data={"source": "maze", "task": "loop", "num_transitions": 100})
+    source = horizon_sources.make_source(config.data, num_states=5, key=jax.random.key(0))
+    assert source.with_policy is not None
+    assert source.value_of is not None
+
+    def push(states):
+        return jnp.broadcast_to(jnp.array([1.0, 0.0]), (*states.shape[:-1], 2))
+
+    pushed = source.with_policy(push)
+    assert pushed.transitions.next_actions is not None
+    np.testing.assert_array_equal(pushed.transitions.next_actions[:, 0], 1)
+    np.testing.assert_array_equal(pushed.actions[:, 0], 1)
+    values = pushed.truth(0.99, 2, jax.random.key(1)).values
+    np.testing.assert_allclose(source.value_of(push), values.mean(), rtol=2e-3)
 
 
 def test_the_maze_learns_from_a_file(tmp_path):
@@ -208,6 +242,10 @@ def test_a_model_that_is_the_truth_measures_as_well_as_fresh_samples():
         ({"data": {"task": "loop"}}, "task must be empty for noisy_circle"),
         ({"data": {"source": "maze", "task": "lop"}}, "Did you mean 'loop'"),
         ({"data": {"source": "maze", "task": "square"}}, "config.data: "),
+        ({"data": {"source": "maze", "task": "loop", "policy": "sac"}}, "policy must be one of"),
+        ({"train": {"policy_updates": 45}}, "config.train.policy_updates must be a multiple of"),
+        ({"train": {"policy_learning_rate": 0.0}}, "policy_learning_rate must be positive"),
+        ({"train": {"policy_target_decay": 2.0}}, "config.train.policy_target_decay must be in"),
         ({"model": {"time_features": 3}}, "config.model: time_features must be even"),
         ({"model": {"baseline_sizes": (0,)}}, "config.model: hidden_sizes must hold"),
         ({"optimizer": {"eps": 0.0}}, "config.optimizer.eps must be positive"),
