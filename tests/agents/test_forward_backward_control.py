@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from bellmax.agents import TransitionBatch, forward_backward, task_sphere
 from bellmax.agents.networks import mlp
@@ -31,6 +32,7 @@ def on_circle(angle):
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
 
+@pytest.mark.slow
 def test_without_rewards_it_learns_to_go_where_they_are():
     steps = 4000
     agent = forward_backward.make(
