@@ -30,8 +30,3 @@ def pytest_unconfigure():
     """Removes the compiled programs of this run."""
     if _made_here is not None:
         shutil.rmtree(_made_here, ignore_errors=True)
-
-
-def pytest_collection_modifyitems(items):
-    """Begins with the scripts on several devices: last, one worker would wait for them alone."""
-    items.sort(key=lambda item: item.path.name != "test_devices.py")
