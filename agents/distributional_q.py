@@ -35,20 +35,8 @@ from bellmax.losses import TraceFn
 Apply = Callable[[Params, Array, PRNGKeyArray | None], Float[Array, "... A K"]]
 
 
-class State(NamedTuple):
-    """All that changes.
-
-    Attributes:
-      params: the online network's parameters.
-      target_params: the target network's.
-      opt_state: the optimiser's state.
-      step: optimiser steps taken so far.
-    """
-
-    params: Params
-    target_params: Params
-    opt_state: optax.OptState
-    step: Int[Array, ""]
+State = followers.TargetState
+init = followers.init_with_target
 
 
 def q_values(
@@ -156,34 +144,6 @@ def greedy(state: State, observations: Array, *, apply: Apply, law: ReturnLaw) -
       Actions. [...].
     """
     return jnp.argmax(q_values(state.params, observations, apply=apply, law=law), axis=-1)
-
-
-def init(
-    key: PRNGKeyArray,
-    example_batch: SequenceBatch | None = None,
-    *,
-    params: Params | None = None,
-    reference_params: Params | None = None,
-    init_params: Callable[[PRNGKeyArray], Params],
-    optimizer: optax.GradientTransformation,
-) -> State:
-    """Starts from given parameters, or from fresh ones; the target is a copy.
-
-    Args:
-      key: randomness of fresh parameters; consumed.
-      example_batch: not needed, and there for the signature that all agents share.
-      params: the online network's parameters, copied; None for fresh ones.
-      reference_params: the target network's, copied; None for a copy of the online network's.
-      init_params: makes fresh parameters from a key.
-      optimizer: any optax transformation.
-
-    Returns:
-      The first state.
-    """
-    del example_batch
-    start: Params = init_params(key) if params is None else updates.copy_tree(params)
-    target = updates.copy_tree(start if reference_params is None else reference_params)
-    return State(start, target, optimizer.init(start), jnp.zeros((), jnp.int32))
 
 
 class _Targets(NamedTuple):

@@ -1,16 +1,62 @@
-"""Rules by which a second copy of the parameters follows the first: targets, averages, iterates."""
+"""A second copy of the parameters, and rules by which it follows: targets, averages, iterates."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, PRNGKeyArray
 
+from bellmax.agents import updates
 from bellmax.agents.agent import Params
 
 # (followers, params after the step, step) -> followers.
 FollowRule = Callable[[Params, Params, Int[Array, ""]], Params]
+
+
+class TargetState(NamedTuple):
+    """All that changes in an agent of one network and its target.
+
+    Attributes:
+      params: the network's parameters.
+      target_params: the target's, which is bootstrapped from.
+      opt_state: the optimiser's state.
+      step: optimiser steps taken so far.
+    """
+
+    params: Params
+    target_params: Params
+    opt_state: optax.OptState
+    step: Int[Array, ""]
+
+
+def init_with_target(
+    key: PRNGKeyArray,
+    example_batch: object = None,
+    *,
+    params: Params | None = None,
+    reference_params: Params | None = None,
+    init_params: Callable[[PRNGKeyArray], Params],
+    optimizer: optax.GradientTransformation,
+) -> TargetState:
+    """Starts from given parameters, or from fresh ones; the target is a copy.
+
+    Args:
+      key: randomness of fresh parameters; consumed.
+      example_batch: not needed, and there for the signature that all agents share.
+      params: the network's parameters, copied; None for fresh ones.
+      reference_params: the target's, copied; None for a copy of the network's.
+      init_params: makes fresh parameters from a key.
+      optimizer: any optax transformation.
+
+    Returns:
+      The first state.
+    """
+    del example_batch
+    start: Params = init_params(key) if params is None else updates.copy_tree(params)
+    target = updates.copy_tree(start if reference_params is None else reference_params)
+    return TargetState(start, target, optimizer.init(start), jnp.zeros((), jnp.int32))
 
 
 def every(num_steps: int) -> FollowRule:

@@ -15,32 +15,17 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from bellmax.agents import transitions, updates
+from bellmax.agents import followers, transitions
 from bellmax.agents.agent import Params, TransitionBatch
 
 # (observations[..., D], tasks[..., W] or None) -> actions[..., A].
 PolicyFn = Callable[[Array, Array | None], Array]
+# The state of a model that has no second network.
+State = followers.TargetState
 # (params, noise[..., Z], condition[..., C]) -> samples[..., D].
 SampleFn = Callable[[Params, Array, Array], Array]
-
-
-class State(NamedTuple):
-    """All that changes.
-
-    Attributes:
-      params: the model's parameters.
-      target_params: the target's, which samples are bootstrapped from and evaluations are made of.
-      opt_state: the optimiser's state.
-      step: optimiser steps taken so far.
-    """
-
-    params: Params
-    target_params: Params
-    opt_state: optax.OptState
-    step: Int[Array, ""]
 
 
 class Examples(NamedTuple):
@@ -138,34 +123,6 @@ def draw(key: PRNGKeyArray, numbers: Int[Array, " B"], *sizes: int) -> tuple[Arr
         for noise_key, size in zip(noise_keys, sizes, strict=True)
     )
     return jax.vmap(jax.random.uniform)(keys), *noise
-
-
-def init(
-    key: PRNGKeyArray,
-    example_batch: TransitionBatch | None = None,
-    *,
-    params: Params | None = None,
-    reference_params: Params | None = None,
-    init_params: Callable[[PRNGKeyArray], Params],
-    optimizer: optax.GradientTransformation,
-) -> State:
-    """Starts from given parameters, or from fresh ones; the target is a copy.
-
-    Args:
-      key: randomness of fresh parameters; consumed.
-      example_batch: not needed, and there for the signature that all agents share.
-      params: the model's parameters, copied; None for fresh ones.
-      reference_params: the target's, copied; None for a copy of the model's.
-      init_params: makes fresh parameters from a key.
-      optimizer: any optax transformation.
-
-    Returns:
-      The first state.
-    """
-    del example_batch
-    start: Params = init_params(key) if params is None else updates.copy_tree(params)
-    target = updates.copy_tree(start if reference_params is None else reference_params)
-    return State(start, target, optimizer.init(start), jnp.zeros((), jnp.int32))
 
 
 def value(

@@ -122,35 +122,27 @@ def update(
     bootstrap = generator(state.target_params, target_noise, rows.next_condition)
     real = losses.bellman_sample(rows.next_states, bootstrap, uniforms, discount=rows.discount)
 
-    def total(loss):
-        return updates.Sums(
-            loss=updates.weighted_sum(loss, rows.weight), count=jnp.sum(rows.weight), metrics={}
-        )
-
     def score(params):
         return lambda points: discriminator(params, points, rows.condition)
 
     fake = generator(state.params, noise, rows.condition)
     weight = jnp.asarray(penalty_weight(state.step), jnp.float32)
-    discriminator_params, discriminator_opt_state, judged = updates.gradient_step(
-        lambda params: total(
-            losses.relativistic_discriminator_loss(score(params), real, fake, penalty_weight=weight)
-        ),
-        state.discriminator_params,
-        state.discriminator_opt_state,
-        optimizer=optimizer,
-        axis_name=axis_name,
+    step_fn = functools.partial(
+        updates.mean_loss_step, weight=rows.weight, optimizer=optimizer, axis_name=axis_name
     )
-    params, opt_state, metrics = updates.gradient_step(
-        lambda params: total(
-            losses.relativistic_generator_loss(
-                score(discriminator_params), real, generator(params, noise, rows.condition)
-            )
+    discriminator_params, discriminator_opt_state, judged = step_fn(
+        lambda params: losses.relativistic_discriminator_loss(
+            score(params), real, fake, penalty_weight=weight
         ),
-        state.params,
-        state.opt_state,
-        optimizer=optimizer,
-        axis_name=axis_name,
+        params=state.discriminator_params,
+        opt_state=state.discriminator_opt_state,
+    )
+    params, opt_state, metrics = step_fn(
+        lambda params: losses.relativistic_generator_loss(
+            score(discriminator_params), real, generator(params, noise, rows.condition)
+        ),
+        params=state.params,
+        opt_state=state.opt_state,
     )
     step = state.step + 1
     target = target_rule(state.target_params, params, step)

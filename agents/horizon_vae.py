@@ -90,18 +90,20 @@ def update(
     )
     data = losses.bellman_sample(rows.next_states, bootstrap, uniforms, discount=rows.discount)
 
-    def objective(params):
+    def loss_fn(params):
         mean, log_variance = encode(params, data, rows.condition)
         latent = mean + jnp.exp(log_variance / 2) * latent_noise
-        loss = losses.beta_vae_loss(
+        return losses.beta_vae_loss(
             data, *decode(params, latent, rows.condition), mean, log_variance, beta=beta
         )
-        return updates.Sums(
-            loss=updates.weighted_sum(loss, rows.weight), count=jnp.sum(rows.weight), metrics={}
-        )
 
-    params, opt_state, metrics = updates.gradient_step(
-        objective, state.params, state.opt_state, optimizer=optimizer, axis_name=axis_name
+    params, opt_state, metrics = updates.mean_loss_step(
+        loss_fn,
+        rows.weight,
+        state.params,
+        state.opt_state,
+        optimizer=optimizer,
+        axis_name=axis_name,
     )
     step = state.step + 1
     return State(params, target_rule(state.target_params, params, step), opt_state, step), metrics
@@ -151,7 +153,9 @@ def make(
     if latent_size < 1:
         raise ValueError(f"latent_size must be at least 1, got {latent_size}.")
     return Agent(
-        init=functools.partial(horizon.init, init_params=init_params, optimizer=optimizer),
+        init=functools.partial(
+            followers.init_with_target, init_params=init_params, optimizer=optimizer
+        ),
         act=None,
         update=functools.partial(
             update,

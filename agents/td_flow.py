@@ -170,15 +170,17 @@ def update(
     draws = Draws(*horizon.draw(key, rows.numbers, size, size, size))
     target = _bound(apply, state.target_params, rows.next_condition)
 
-    def objective_sums(params):
+    def loss_fn(params):
         network = _bound(apply, params, rows.condition)
-        loss = objective.loss(network, target, rows.next_states, draws, rows.discount)
-        return updates.Sums(
-            loss=updates.weighted_sum(loss, rows.weight), count=jnp.sum(rows.weight), metrics={}
-        )
+        return objective.loss(network, target, rows.next_states, draws, rows.discount)
 
-    params, opt_state, metrics = updates.gradient_step(
-        objective_sums, state.params, state.opt_state, optimizer=optimizer, axis_name=axis_name
+    params, opt_state, metrics = updates.mean_loss_step(
+        loss_fn,
+        rows.weight,
+        state.params,
+        state.opt_state,
+        optimizer=optimizer,
+        axis_name=axis_name,
     )
     step = state.step + 1
     return State(params, target_rule(state.target_params, params, step), opt_state, step), metrics
@@ -220,7 +222,9 @@ def make(
     """
     horizon.check_discount(discount)
     return Agent(
-        init=functools.partial(horizon.init, init_params=init_params, optimizer=optimizer),
+        init=functools.partial(
+            followers.init_with_target, init_params=init_params, optimizer=optimizer
+        ),
         act=None,
         update=functools.partial(
             update,

@@ -95,6 +95,37 @@ def gradient_step(
     return optax.apply_updates(params, updates), opt_state, metrics
 
 
+def mean_loss_step(
+    loss_fn: Callable[[Params], Float[Array, " B"]],
+    weight: Float[Array, " B"],
+    params: Params,
+    opt_state: optax.OptState,
+    *,
+    optimizer: optax.GradientTransformation,
+    axis_name: str | None = None,
+) -> tuple[Params, optax.OptState, Metrics]:
+    """Takes one optimiser step on the weighted mean of a loss, with nothing else to watch.
+
+    Args:
+      loss_fn: the loss of each of this device's examples, as a function of the parameters. [B].
+      weight: of each, 0 for padding rows. [B].
+      params: see `gradient_step`.
+      opt_state: see `gradient_step`.
+      optimizer: any optax transformation.
+      axis_name: see `gradient_step`.
+
+    Returns:
+      As `gradient_step`.
+    """
+    return gradient_step(
+        lambda params: Sums(weighted_sum(loss_fn(params), weight), jnp.sum(weight), {}),
+        params,
+        opt_state,
+        optimizer=optimizer,
+        axis_name=axis_name,
+    )
+
+
 def copy_tree(tree: Params) -> Params:
     """Copies every array, so that no two leaves of a state share a buffer.
 

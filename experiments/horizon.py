@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 
 from bellmax.experiments import (
@@ -32,6 +33,25 @@ from bellmax.experiments import (
 )
 from bellmax.experiments import config as config_lib
 from bellmax.experiments.horizon_config import HorizonConfig
+
+
+def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """Trains what a config says, in a folder of its own.
+
+    Args:
+      config: the run's keys.
+      workdir: its folder, made if it is missing; one of other settings is refused, and not gone on
+        with.
+
+    Returns:
+      As `train`.
+
+    Raises:
+      UserError: as `train`, or the folder holds another run.
+    """
+    parsed = config_lib.to_dataclass(HorizonConfig, config)
+    config_lib.save_run_config(workdir, config)
+    return train(parsed, workdir)
 
 
 def train(config: HorizonConfig, workdir: pathlib.Path) -> list[dict[str, Any]]:
@@ -140,10 +160,8 @@ def main(argv: Sequence[str]) -> None:
         raise errors.UserError(f"Unknown arguments: {' '.join(argv[1:])}.")
     assert _FLAGS is not None
     config, workdir = _FLAGS.read()
-    parsed = config_lib.to_dataclass(HorizonConfig, config)
     mesh.initialize_distributed()
-    config_lib.save_run_config(workdir, config)
-    train(parsed, workdir)
+    run(config, workdir)
 
 
 if __name__ == "__main__":

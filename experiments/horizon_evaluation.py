@@ -124,16 +124,9 @@ class Evaluation:
         measures = {
             "evaluation/value_mse": float(np.mean((np.asarray(values) - self._truth.values) ** 2))
         }
-        for name, distance in (
-            ("emd", sample_distances.earth_movers_distance),
-            ("energy_distance", sample_distances.energy_distance),
-        ):
-            pairs = zip(samples, self._truth.samples, strict=True)
-            # A model that has gone astray must not stop the run that would show it.
-            finite = np.isfinite(samples).all()
-            measures[f"evaluation/{name}"] = (
-                float(np.mean([distance(*pair) for pair in pairs])) if finite else float("nan")
-            )
+        # A model that has gone astray must not stop the run that would show it.
+        finite = np.isfinite(samples).all()
+        measures |= _distances(samples if finite else None, self._truth.samples)
         if self._density is not None:
             measures["evaluation/nll"] = float(self._density(params))
         return measures
@@ -154,13 +147,20 @@ def floor(source: Source, truth: Truth, discount: float, key: PRNGKeyArray) -> d
     fresh = source.truth(discount, truth.samples.shape[1], key)
     value = functools.partial(horizon.value, reward_fn=source.reward_fn, discount=discount)
     found = np.asarray(value(jnp.asarray(fresh.samples)))
-    pairs = list(zip(fresh.samples, truth.samples, strict=True))
     return {
         "evaluation/value_mse": float(np.mean((found - truth.values) ** 2)),
-        "evaluation/emd": float(
-            np.mean([sample_distances.earth_movers_distance(*pair) for pair in pairs])
-        ),
-        "evaluation/energy_distance": float(
-            np.mean([sample_distances.energy_distance(*pair) for pair in pairs])
-        ),
+        **_distances(fresh.samples, truth.samples),
+    }
+
+
+def _distances(found: np.ndarray | None, truth: np.ndarray) -> dict[str, float]:
+    """Returns means over states; NaN without samples. [E, M, D] each."""
+    return {
+        f"evaluation/{name}": float("nan")
+        if found is None
+        else float(np.mean([distance(*pair) for pair in zip(found, truth, strict=True)]))
+        for name, distance in (
+            ("emd", sample_distances.earth_movers_distance),
+            ("energy_distance", sample_distances.energy_distance),
+        )
     }

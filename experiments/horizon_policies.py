@@ -18,10 +18,7 @@ from bellmax.experiments import config as config_lib
 from bellmax.experiments import horizon_training
 from bellmax.experiments.horizon_config import HorizonConfig
 from bellmax.experiments.horizon_evaluation import Scale
-from bellmax.experiments.horizon_sources import Source
-
-# Discount of the evaluation of a policy, whatever those of the models, and steps of its episodes.
-EVALUATION_DISCOUNT = 0.99
+from bellmax.experiments.horizon_sources import POLICY_DISCOUNT, Source
 
 
 def train_td3(
@@ -70,7 +67,7 @@ def train_td3(
         values,
         optax.adam(config.train.policy_learning_rate),
         init_params=init_params,
-        discount=EVALUATION_DISCOUNT,
+        discount=POLICY_DISCOUNT,
         target_decay=config.train.policy_target_decay,
     )
 

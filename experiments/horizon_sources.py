@@ -24,6 +24,8 @@ _LEFT_OUT = 1e-4
 
 
 POLICIES = ("scripted", "td3")
+# Of policies that are trained, and of what they are worth, whatever those of the models.
+POLICY_DISCOUNT = 0.99
 # States [..., D] -> actions [..., A].
 Policy = Callable[[Array], Array]
 
@@ -51,8 +53,8 @@ class Source(NamedTuple):
       truth: `(discount, num_samples, key) -> Truth`.
       walls: boxes to draw behind samples, or None. [W, 4].
       with_policy: `policy -> Source`, the same with another policy; None where nothing is done.
-      value_of: `policy -> its mean value of the reward`, discounted by 0.99, over the states; None
-        likewise.
+      value_of: `policy -> its mean value of the reward`, discounted by `POLICY_DISCOUNT`, over the
+        states; None likewise.
     """
 
     transitions: TransitionBatch
@@ -135,8 +137,8 @@ def _maze(config: DataConfig, count: int, key: PRNGKeyArray) -> Source:
     reward_fn = functools.partial(maze.reward, config.task)
 
     def value_of(policy: Policy) -> Float[Array, ""]:
-        future = maze.rollout(evaluated, policy, future_length(0.99))
-        return jnp.mean(0.99 ** jnp.arange(future.shape[0]) @ reward_fn(future))
+        future = maze.rollout(evaluated, policy, future_length(POLICY_DISCOUNT))
+        return jnp.mean(POLICY_DISCOUNT ** jnp.arange(future.shape[0]) @ reward_fn(future))
 
     def with_policy(policy: Policy) -> Source:
         return Source(

@@ -1,5 +1,6 @@
 """What all tests share: programs that compile fast or once, since almost none runs for long."""
 
+import collections
 import importlib.metadata
 import os
 import shutil
@@ -8,6 +9,8 @@ import tempfile
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
 _OLDER_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
 _made_here = None
+# Its three tests take minutes of many devices: begun last, they would end alone.
+_FIRST = "test_devices.py"
 
 
 def pytest_configure(config):
@@ -24,6 +27,15 @@ def pytest_configure(config):
         # Workers and processes share what they compile: a run that is resumed compiles nothing.
         _made_here = os.environ[_CACHE] = tempfile.mkdtemp(prefix="bellmax-jax-cache-")
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+    if hasattr(config.option, "loadscopereorder"):
+        # pytest-xdist would begin with the files of the most tests, whatever these take.
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    """Puts the scripts on several devices first, then whole files by their number of tests."""
+    sizes = collections.Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.path.name != _FIRST, -sizes[item.path], item.path))
 
 
 def pytest_unconfigure():

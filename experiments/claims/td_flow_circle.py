@@ -22,8 +22,7 @@ from typing import Any
 import numpy as np
 
 from bellmax.configs.horizon import td_flow
-from bellmax.experiments import config as config_lib
-from bellmax.experiments import horizon, horizon_config, plots
+from bellmax.experiments import horizon, plots
 from bellmax.experiments.claims.claim import Claim, Outcome
 
 METHODS = {
@@ -57,10 +56,7 @@ def train(seed: int, path: str, directory: pathlib.Path) -> dict[str, dict[str, 
         }
     )
     workdir = directory / f"seed{seed}_{path}"
-    # A folder of other settings is refused, and not gone on with.
-    config_lib.save_run_config(workdir, config)
-    parsed = config_lib.to_dataclass(horizon_config.HorizonConfig, config)
-    return {row["method"]: row for row in horizon.train(parsed, workdir)}
+    return {row["method"]: row for row in horizon.run(config, workdir)}
 
 
 def verdicts(distances: dict[str, float]) -> dict[str, bool]:

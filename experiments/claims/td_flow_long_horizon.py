@@ -15,8 +15,7 @@ import pathlib
 import numpy as np
 
 from bellmax.configs.horizon import td_flow
-from bellmax.experiments import config as config_lib
-from bellmax.experiments import horizon, horizon_config, metrics, plots
+from bellmax.experiments import horizon, metrics, plots
 from bellmax.experiments.claims.claim import Claim, Outcome
 
 # In the order that they should have at the end, the best first.
@@ -43,9 +42,7 @@ def train(seed: int, directory: pathlib.Path) -> tuple[np.ndarray, dict[str, np.
         }
     )
     workdir = directory / f"seed{seed}"
-    # A folder of other settings is refused, and not gone on with.
-    config_lib.save_run_config(workdir, config)
-    horizon.train(config_lib.to_dataclass(horizon_config.HorizonConfig, config), workdir)
+    horizon.run(config, workdir)
     rows = [row for row in metrics.read_metrics(workdir) if "evaluation/energy_distance" in row]
     found = {
         name: np.array(

@@ -22,8 +22,7 @@ from typing import Any
 import numpy as np
 
 from bellmax.configs.horizon import td_flow
-from bellmax.experiments import config as config_lib
-from bellmax.experiments import horizon, horizon_config, horizon_report, plots
+from bellmax.experiments import horizon, horizon_report, plots
 from bellmax.experiments.claims.claim import Claim, Outcome
 
 TASK = "maze_loop"
@@ -55,9 +54,7 @@ def train(seed: int, directory: pathlib.Path) -> list[dict[str, Any]]:
     config = td_flow.get_config(TASK)
     config.update({"seed": seed})
     workdir = directory / f"seed{seed}"
-    # A folder of other settings is refused, and not gone on with.
-    config_lib.save_run_config(workdir, config)
-    return horizon.train(config_lib.to_dataclass(horizon_config.HorizonConfig, config), workdir)
+    return horizon.run(config, workdir)
 
 
 def violations(means: Mapping[tuple[str, float], Mapping[str, float]]) -> list[str]:

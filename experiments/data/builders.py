@@ -229,7 +229,7 @@ def _prepare(
     digest = _digest(files, kwargs["allow_empty"])
     kwargs["data_dir"] = pathlib.Path(cache_dir).expanduser() / f"{builder_class.name}-{digest}"
     config = tfds.download.DownloadConfig(try_download_gcs=False, manual_dir=manual_dir)
-    with _quiet():
+    with quiet():
         builder: Any = builder_class(**kwargs)
         # TFDS writes beside its final place and renames: what is there is whole.
         if not builder.data_path.exists():
@@ -261,7 +261,7 @@ def _digest(files: Sequence[pathlib.Path], allow_empty: bool) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silences TFDS, which prints sizes it does not know and warns of metadata it does not need."""
     tfds.disable_progress_bar()
     verbosity = logging.get_verbosity()

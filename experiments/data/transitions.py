@@ -4,19 +4,17 @@ A record holds thousands of rows: read back row by row, a table takes a hundred 
 Tables and the files that they are read from are those of `transition_files`, at hand here too.
 """
 
-import contextlib
 import hashlib
-import io
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import logging
 from jaxtyping import Float
 
 from bellmax.experiments import errors
+from bellmax.experiments.data import builders
 from bellmax.experiments.data.transition_files import (
     TransitionTable,
     check,
@@ -148,7 +146,7 @@ def load_files(path: str | pathlib.Path, cache_dir: str | pathlib.Path) -> Trans
 def _prepare(table: TransitionTable, folder: pathlib.Path, kept: pathlib.Path) -> None:
     config = tfds.download.DownloadConfig(try_download_gcs=False)
     try:
-        with _quiet():
+        with builders.quiet():
             builder: Any = TransitionChunks(table=table, data_dir=folder)
             builder.download_and_prepare(download_dir=folder / "downloads", download_config=config)
     except OSError as error:
@@ -161,7 +159,7 @@ def _prepare(table: TransitionTable, folder: pathlib.Path, kept: pathlib.Path) -
 
 def _read_back(kept: pathlib.Path) -> TransitionTable:
     try:
-        with _quiet():
+        with builders.quiet():
             builder: Any = tfds.builder_from_directory(kept)
             source = builder.as_data_source("train")
             chunks = [source[number] for number in range(len(source))]
@@ -173,19 +171,6 @@ def _read_back(kept: pathlib.Path) -> TransitionTable:
     fields = {name: np.concatenate([c.pop(name) for c in chunks]) for name in list(chunks[0])}
     fields.setdefault("actions", np.zeros((len(fields["observations"]), 0), np.float32))
     return TransitionTable(**fields)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences TFDS, which prints sizes it does not know and warns of metadata it does not need."""
-    tfds.disable_progress_bar()
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
 
 
 def standardisation(

@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 DEVICES, ROWS = 8, 16
-CASES = runpy.run_path(str(pathlib.Path(__file__).with_name("loss_cases.py")))["CASES"]
+CASES = runpy.run_path(str(pathlib.Path(__file__).with_name("all_cases.py")))["CASES"]
 
 
 def total(case, *inputs):

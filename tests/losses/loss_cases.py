@@ -1,4 +1,4 @@
-"""Every public function of bellmax.losses with arguments: read by tests through `runpy`."""
+"""Public functions of bellmax.losses with arguments: read by `all_cases.py` and its siblings."""
 
 import functools
 from collections.abc import Callable

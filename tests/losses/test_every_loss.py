@@ -12,8 +12,7 @@ from jax.test_util import check_grads
 
 from bellmax import losses
 
-TABLE = runpy.run_path(str(pathlib.Path(__file__).with_name("loss_cases.py")))
-CASES = TABLE["CASES"]
+CASES = runpy.run_path(str(pathlib.Path(__file__).with_name("all_cases.py")))["CASES"]
 # jaxtyping's own error where its checks are switched on (--jaxtyping-packages).
 jaxtyping_error = pytest.importorskip("jaxtyping").TypeCheckError
 BAD_SHAPE = (ValueError, jaxtyping_error)
