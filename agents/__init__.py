@@ -7,7 +7,10 @@ update)`.
 from bellmax.agents import (
     adaptive_flow,
     backups,
+    completion_losses,
+    completions,
     conversations,
+    critics,
     decoders,
     distributional_q,
     duels,
@@ -25,6 +28,7 @@ from bellmax.agents import (
     opponents,
     optimizers,
     planning,
+    policy_gradient,
     preference,
     return_laws,
     sampling,
@@ -37,6 +41,7 @@ from bellmax.agents import (
 )
 from bellmax.agents.agent import (
     Agent,
+    CompletionBatch,
     DuelBatch,
     Metrics,
     Params,
@@ -49,6 +54,7 @@ from bellmax.agents.agent import (
 
 __all__ = [
     "Agent",
+    "CompletionBatch",
     "DuelBatch",
     "Metrics",
     "Params",
@@ -59,7 +65,10 @@ __all__ = [
     "TransitionBatch",
     "adaptive_flow",
     "backups",
+    "completion_losses",
+    "completions",
     "conversations",
+    "critics",
     "decoders",
     "distributional_q",
     "duels",
@@ -77,6 +86,7 @@ __all__ = [
     "opponents",
     "optimizers",
     "planning",
+    "policy_gradient",
     "preference",
     "return_laws",
     "sampling",

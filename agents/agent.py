@@ -132,6 +132,45 @@ class DuelBatch(NamedTuple):
     weight: Float[Array, " B"] | None = None
 
 
+class CompletionBatch(NamedTuple):
+    """Several completions of each prompt and what they earned; see `sampling.join` for rows.
+
+    Attributes:
+      tokens: prompt and completion, padded on the right. [B, G, T], integers.
+      mask: 1 on the tokens of the completion, its end token included; 0 on prompt and padding.
+        [B, G, T].
+      behaviour_log_probs: of each token under the policy that sampled it, in nats. [B, G, T].
+      reference_log_probs: of each token under the reference; None where the agent computes them.
+        [B, G, T].
+      rewards: of each completion; None where the loss reads none. [B, G].
+      behaviour_values: of the prefix before each token, by the critic that the batch met first;
+        None for the current critic's. [B, G, T].
+      greedy_rewards: of the most likely completion, a baseline; None where the loss reads none.
+        [B].
+      answers: number of each completion's answer, -1 where it gives none; None where the loss reads
+        none. [B, G], integers.
+      correct_answers: number of the right answer; None likewise. [B], integers.
+      answer_mask: 1 on the tokens of a known answer that follows the completion in `tokens`, which
+        `mask` does not count; None where there is none. [B, G, T].
+      index: row of the prompt in its data set; None for 0..B-1. [B].
+      weight: weight of the prompt in every average, 0 for a padding row; None for ones. [B].
+    """
+
+    tokens: Int[Array, "B G T"]
+    mask: Array
+    behaviour_log_probs: Float[Array, "B G T"]
+    reference_log_probs: Float[Array, "B G T"] | None = None
+    rewards: Float[Array, "B G"] | None = None
+    behaviour_values: Float[Array, "B G T"] | None = None
+    greedy_rewards: Float[Array, " B"] | None = None
+    answers: Int[Array, "B G"] | None = None
+    correct_answers: Int[Array, " B"] | None = None
+    answer_mask: Array | None = None
+    # The field's name is fixed for every batch; nobody looks for a value in a batch by tuple.index.
+    index: Int[Array, " B"] | None = None  # pyright: ignore[reportIncompatibleMethodOverride]
+    weight: Float[Array, " B"] | None = None
+
+
 class SequenceBatch(NamedTuple):
     """Sequences of T transitions of any behaviour.
 
@@ -163,6 +202,77 @@ class SequenceBatch(NamedTuple):
     index: Int[Array, " B"] | None = None  # pyright: ignore[reportIncompatibleMethodOverride]
     weight: Float[Array, " B"] | None = None
     last_behaviour_probs: Float[Array, "B A"] | None = None
+
+
+class SequenceBatch(NamedTuple):
+    """Sequences of T transitions of any behaviour.
+
+    A transition after one that terminated or was truncated begins the next episode: its action was
+    not taken and its reward is 0, as `envs.wrappers.auto_reset` hands them over. A sequence whose
+    first transition is such a one has weight 0.
+
+    Attributes:
+      observations: x_0 .. x_T; the last one of an episode is its own, not the next one's first.
+        [B, T + 1, ...].
+      actions: a_0 .. a_{T - 1}. [B, T], integers.
+      rewards: of each transition. [B, T].
+      terminated: whether the transition ended the episode by itself. [B, T].
+      truncated: whether it was cut off there. [B, T].
+      behaviour_probs: law of the actions at x_0 .. x_{T - 1} when they were taken. [B, T, A].
+      index: number of the sequence in its replay; None for 0..B-1. [B].
+      weight: weight of the sequence in every average; None for ones. [B].
+      last_behaviour_probs: law of the action at x_T, which the target policy is mixed with there;
+        None where it is not known. [B, A].
+    """
+
+    observations: Float[Array, "B T+1 ..."]
+    actions: Int[Array, "B T"]
+    rewards: Float[Array, "B T"]
+    terminated: Array
+    truncated: Array
+    behaviour_probs: Float[Array, "B T A"]
+    # The field's name is fixed for every batch; nobody looks for a value in a batch by tuple.index.
+    index: Int[Array, " B"] | None = None  # pyright: ignore[reportIncompatibleMethodOverride]
+    weight: Float[Array, " B"] | None = None
+    last_behaviour_probs: Float[Array, "B A"] | None = None
+
+
+class RolloutBatch(NamedTuple):
+    """What the policy itself has played: T steps in a row in each of B environments.
+
+    Steps are those of `envs.wrappers.auto_reset`: the one after an end begins the next episode; its
+    action was not taken, its reward is 0, and it counts in no average.
+
+    Attributes:
+      observations: x_0 .. x_T; the last one of an episode is its own, not the next one's first.
+        [B, T + 1, ...].
+      actions: choices of the policy's law, see `agents.action_laws`. [B, T, ...].
+      rewards: of each transition. [B, T].
+      terminated: whether the transition ended the episode by itself. [B, T].
+      truncated: whether it was cut off there. [B, T].
+      begins: whether this is no transition but the step that begins an episode. [B, T].
+      behaviour_log_probs: of the actions when they were chosen, in nats. [B, T].
+      behaviour_values: of x_0 .. x_{T - 1} when the advantages were estimated; None, like the next
+        two, where `update` estimates them itself, from the current values. [B, T].
+      advantages: of the actions. [B, T].
+      value_targets: what the values should be. [B, T].
+      index: number of the row; None for 0..B-1. [B].
+      weight: weight of the row in every average, 0 for a padding row; None for ones. [B].
+    """
+
+    observations: Float[Array, "B T+1 ..."]
+    actions: Array
+    rewards: Float[Array, "B T"]
+    terminated: Array
+    truncated: Array
+    begins: Array
+    behaviour_log_probs: Float[Array, "B T"]
+    behaviour_values: Float[Array, "B T"] | None = None
+    advantages: Float[Array, "B T"] | None = None
+    value_targets: Float[Array, "B T"] | None = None
+    # The field's name is fixed for every batch; nobody looks for a value in a batch by tuple.index.
+    index: Int[Array, " B"] | None = None  # pyright: ignore[reportIncompatibleMethodOverride]
+    weight: Float[Array, " B"] | None = None
 
 
 class TransitionBatch(NamedTuple):

@@ -53,6 +53,24 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
     return f" Did you mean {option!r}?" if option else ""
 
 
+def unknown(key: str, value: str, options: Iterable[str]) -> errors.UserError:
+    """Returns the error of a name that there is not, with the nearest that there is.
+
+    Args:
+      key: the key, such as `config.loss.names`.
+      value: what it holds.
+      options: what there is.
+
+    Returns:
+      The error, to be raised.
+    """
+    known = list(options)
+    return errors.UserError(
+        f"{key} holds {value!r}, which is unknown.{did_you_mean(value, known)} "
+        f"There are: {', '.join(known)}."
+    )
+
+
 @contextlib.contextmanager
 def user_errors(group: str) -> Iterator[None]:
     """Turns the library's errors about arguments into the user's about a group of keys.

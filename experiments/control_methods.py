@@ -92,10 +92,7 @@ def make_setup(config: ControlConfig, place: int, environment: Environment) -> c
     model, loss, train = config.model, config.loss, config.train
     name = loss.names[place]
     if name not in TRACES:
-        raise errors.UserError(
-            f"config.loss.names holds {name!r}, which is unknown."
-            f"{config_lib.did_you_mean(name, TRACES)} There are: {', '.join(TRACES)}."
-        )
+        raise config_lib.unknown("config.loss.names", name, TRACES)
     spec, actions = environment.observation_spec, environment.action_spec
     if not isinstance(spec, ArraySpec) or not isinstance(actions, DiscreteSpec):
         raise errors.UserError(

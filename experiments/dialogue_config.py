@@ -7,6 +7,8 @@ from bellmax.envs.dialogue import DialogueGame
 from bellmax.experiments import config as config_lib
 from bellmax.experiments import errors, language_config, optimizers
 
+SOURCE = "dialogue"
+
 
 @dataclasses.dataclass(frozen=True)
 class GameConfig:

@@ -20,7 +20,6 @@ from bellmax.experiments import config as config_lib
 from bellmax.experiments import (
     dialogue_config,
     dialogue_policies,
-    errors,
     language_config,
     optimizers,
 )
@@ -122,10 +121,7 @@ def make_trainer(config: DialogueConfig, method: str) -> Trainer:
       UserError: a key is wrong.
     """
     if method not in METHODS:
-        raise errors.UserError(
-            f"config.loss.methods names {method!r}, which is unknown."
-            f"{config_lib.did_you_mean(method, METHODS)} There are: {', '.join(METHODS)}."
-        )
+        raise config_lib.unknown("config.loss.methods", method, METHODS)
     kind, loss, game = METHODS[method], config.loss, dialogue_config.make_game(config.data)
     network = language_config.make_network(config.model, game.vocab_size)
     model = language_config.make_model(network)

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-from bellmax.experiments import config as config_lib
 from bellmax.experiments import errors
 from bellmax.experiments.optimizers import OptimizerConfig
 
@@ -222,17 +221,3 @@ def stages(config: HorizonConfig) -> list[tuple[str, str, float]]:
         for discount in config.loss.discounts
         for name in config.loss.names
     ]
-
-
-def unknown(key: str, value: str, known: dict) -> errors.UserError:
-    """Returns the error of a name that there is not.
-
-    Args:
-      key: the config's key.
-      value: what it holds.
-      known: by name.
-    """
-    return errors.UserError(
-        f"config.{key} holds {value!r}, which is unknown."
-        f"{config_lib.did_you_mean(value, known)} There are: {', '.join(known)}."
-    )

@@ -23,7 +23,6 @@ from bellmax.agents import (
 from bellmax.agents.horizon_objectives import Objective
 from bellmax.agents.networks import flow, mlp
 from bellmax.experiments import config as config_lib
-from bellmax.experiments import horizon_config
 from bellmax.experiments.horizon_config import HorizonConfig, LossConfig
 from bellmax.experiments.optimizers import learning_rate_schedule, make_optimizer
 
@@ -206,9 +205,9 @@ def make_model(
       UserError: a name is unknown, or a key is wrong.
     """
     if name not in METHODS:
-        raise horizon_config.unknown("loss.names", name, METHODS)
+        raise config_lib.unknown("config.loss.names", name, METHODS)
     if config.loss.path not in PATHS:
-        raise horizon_config.unknown("loss.path", config.loss.path, PATHS)
+        raise config_lib.unknown("config.loss.path", config.loss.path, PATHS)
     common = {"discount": discount, "target_rule": followers.average(config.loss.target_decay)}
     with config_lib.user_errors("config.loss"):
         return METHODS[name](config, (point_size, condition_size), common)

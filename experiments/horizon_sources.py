@@ -14,7 +14,6 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from bellmax.agents import TransitionBatch
 from bellmax.envs import horizon_chains, maze
 from bellmax.experiments import config as config_lib
-from bellmax.experiments import horizon_config
 from bellmax.experiments.data import transitions
 from bellmax.experiments.horizon_config import DataConfig
 
@@ -216,6 +215,6 @@ def make_source(config: DataConfig, *, num_states: int, key: PRNGKeyArray) -> So
       UserError: there is no such source or task, or a number is out of range.
     """
     if config.source not in SOURCES:
-        raise horizon_config.unknown("data.source", config.source, SOURCES)
+        raise config_lib.unknown("config.data.source", config.source, SOURCES)
     with config_lib.user_errors("config.data"):
         return SOURCES[config.source](config, num_states, key)

@@ -28,7 +28,16 @@ from bellmax.experiments.data import supervised as supervised_data
 _WARM_START = "warm_start"
 
 
-class LanguageRunConfig(Protocol):
+class WithOptimizer(Protocol):
+    """What a config has that names an optimiser."""
+
+    @property
+    def optimizer(self) -> optimizers.OptimizerConfig:
+        """The optimiser of every stage."""
+        ...
+
+
+class LanguageRunConfig(WithOptimizer, Protocol):
     """What a config of any binary of language policies has; see `align_config`."""
 
     @property
@@ -39,11 +48,6 @@ class LanguageRunConfig(Protocol):
     @property
     def model(self) -> language_config.ModelConfig:
         """The network."""
-        ...
-
-    @property
-    def optimizer(self) -> optimizers.OptimizerConfig:
-        """The optimiser of every stage."""
         ...
 
     @property
@@ -180,7 +184,7 @@ def _warm_start_optimizer(config: LanguageRunConfig) -> optax.GradientTransforma
 
 
 def make_stage_optimizer(
-    config: LanguageRunConfig, num_steps: int, learning_rate: float
+    config: WithOptimizer, num_steps: int, learning_rate: float
 ) -> optax.GradientTransformation:
     """Returns the optimiser of a stage; its warm-up is no longer than the stage.
 

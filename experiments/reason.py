@@ -4,17 +4,19 @@
     python -m bellmax.experiments.reason --config=nash_md:online_ipo --workdir=runs/ipo \
         --config.train.num_steps=800
     python -m bellmax.experiments.reason --config=mtpo --workdir=runs/mtpo
+    python -m bellmax.experiments.reason --config=rloo --workdir=runs/rloo
 
 Stages: a supervised warm start, which is the reference; judges fitted to preference pairs where the
 config asks for one; one stage a method. Configs whose `data.source` is "dialogue" train on whole
-conversations instead (`dialogue_training`). The folder of the run receives checkpoints,
+conversations instead (`dialogue_training`), and those with "token_task" on problems whose answers
+are checked (`task_training`). The folder of the run receives checkpoints,
 `metrics.jsonl`, TensorBoard events, `result.json`, `winner_matrix.png` and `learning_curves.png`.
 The same command resumes a run that was stopped, bit for bit.
 """
 
 import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -31,6 +33,8 @@ from bellmax.experiments import (
     reason_config,
     reason_report,
     reason_stages,
+    task_config,
+    task_training,
 )
 from bellmax.experiments import config as config_lib
 from bellmax.experiments.data import sources
@@ -86,6 +90,11 @@ def _announce(run: reason_stages.ReasonRun) -> None:
     announcement.announce(lines, mesh=run.mesh, workdir=run.workdir)
 
 
+# What `data.source` says of how a run goes, where it is not prompts and a judge.
+_FLOWS: dict[str, tuple[type, Callable[[Any, pathlib.Path], Any]]] = {
+    dialogue_config.SOURCE: (dialogue_config.DialogueConfig, dialogue_training.train),
+    task_config.SOURCE: (task_config.TaskConfig, task_training.train),
+}
 _FLAGS = config_lib.RunFlags("reason") if __name__ == "__main__" else None
 
 
@@ -95,15 +104,12 @@ def main(argv: Sequence[str]) -> None:
         raise errors.UserError(f"Unknown arguments: {' '.join(argv[1:])}.")
     assert _FLAGS is not None
     config, workdir = _FLAGS.read()
-    turns = config.to_dict()["data"]["source"] == "dialogue"
-    kind = dialogue_config.DialogueConfig if turns else reason_config.ReasonConfig
+    source = config.to_dict()["data"]["source"]
+    kind, trains = _FLOWS.get(source, (reason_config.ReasonConfig, train))
     parsed = config_lib.to_dataclass(kind, config)
     mesh.initialize_distributed()
     config_lib.save_run_config(workdir, config)
-    if isinstance(parsed, dialogue_config.DialogueConfig):
-        dialogue_training.train(parsed, workdir)
-    else:
-        train(parsed, workdir)
+    trains(parsed, workdir)
 
 
 if __name__ == "__main__":

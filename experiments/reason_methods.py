@@ -98,10 +98,7 @@ def make_method(name: str, model: Model, options: MethodOptions) -> Method:
       UserError: no method has this name, the nearest is suggested; or a number is out of range.
     """
     if name not in METHODS:
-        raise errors.UserError(
-            f"config.loss.names holds {name!r}, which is no method."
-            f"{config_lib.did_you_mean(name, METHODS)} There are: {', '.join(METHODS)}."
-        )
+        raise config_lib.unknown("config.loss.names", name, METHODS)
     for key in ("tau", "eta"):
         value = getattr(options, key)
         if not value > 0:

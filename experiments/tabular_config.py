@@ -1,11 +1,9 @@
 """The keys of a `tabular` run as frozen dataclasses, and what makes them a run."""
 
 import dataclasses
-from collections.abc import Iterable
 
 import numpy as np
 
-from bellmax.experiments import config as config_lib
 from bellmax.experiments import errors
 
 
@@ -101,24 +99,6 @@ def check(config: TabularConfig) -> None:
             "config.games.reference must hold positive probabilities that sum to 1, or nothing for "
             f"the uniform one; got {games.reference}."
         )
-
-
-def unknown(key: str, name: str, options: Iterable[str]) -> errors.UserError:
-    """Returns the error about a name that a key may not hold.
-
-    Args:
-      key: the key, such as `config.games.methods`.
-      name: what it holds.
-      options: what it may hold.
-
-    Returns:
-      The error; the nearest option is suggested.
-    """
-    options = list(options)
-    return errors.UserError(
-        f"{key} holds {name!r}, which is none.{config_lib.did_you_mean(name, options)} There are: "
-        f"{', '.join(options)}."
-    )
 
 
 def count(key: str, name: str, text: str, least: int) -> int:

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bellmax.agents import tabular
-from bellmax.experiments import errors, metrics, plots, tabular_config, tabular_laws
+from bellmax.experiments import config as config_lib
+from bellmax.experiments import errors, metrics, plots, tabular_laws
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +62,7 @@ def check(config: Config) -> None:
     ):
         for value in getattr(keys, name):
             if value not in options:
-                raise tabular_config.unknown(f"config.fixed_points.{name}", value, options)
+                raise config_lib.unknown(f"config.fixed_points.{name}", value, options)
     at_least = {
         "num_atoms": (min(keys.num_atoms), 2),
         "num_samples": (min(keys.num_samples), 1),

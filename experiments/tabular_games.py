@@ -57,7 +57,7 @@ def make_game(name: str, config: TabularConfig) -> PreferenceGame:
             game = preference_games.rater_types(float(text))
     else:
         options = [*_NAMED, "random:A", "rater_types:E", *meta_games.NAMES]
-        raise tabular_config.unknown(_NAME_KEY, name, options)
+        raise config_lib.unknown(_NAME_KEY, name, options)
     reference = config.games.reference
     if not reference:
         return game
@@ -124,7 +124,7 @@ def check_methods(config: TabularConfig) -> None:
     games = config.games
     for method in games.methods:
         if method not in METHODS:
-            raise tabular_config.unknown("config.games.methods", method, METHODS)
+            raise config_lib.unknown("config.games.methods", method, METHODS)
         if method.endswith("_constant") and games.constant_step * games.tau > 1:
             raise errors.UserError(
                 f"config.games.constant_step must be at most 1 / tau = {1 / games.tau:g}, got "

@@ -15,7 +15,7 @@ from bellmax import losses
 from bellmax.agents import tabular
 from bellmax.envs import TabularMDP, chains
 from bellmax.envs import tabular as tables
-from bellmax.experiments import tabular_config
+from bellmax.experiments import config as config_lib
 
 # Atoms of the grid that holds the truth; its gaps are far below any error that is measured.
 _TRUTH_ATOMS = 4001
@@ -76,7 +76,7 @@ def make_chain(name: str, seed: int, *, num_states: int) -> Chain:
       UserError: there is no such chain.
     """
     if name not in ENVIRONMENTS:
-        raise tabular_config.unknown("config.fixed_points.environments", name, ENVIRONMENTS)
+        raise config_lib.unknown("config.fixed_points.environments", name, ENVIRONMENTS)
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
     mdp = ENVIRONMENTS[name](key, num_states, 0.0)
     last = jax.nn.one_hot(mdp.num_actions - 1, mdp.num_actions, dtype=mdp.reward.dtype)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from bellmax.agents import tabular
 from bellmax.envs import PreferenceMDP, preference_mdp
+from bellmax.experiments import config as config_lib
 from bellmax.experiments import errors, plots, tabular_config
 from bellmax.experiments.tabular_config import TabularConfig
 
@@ -50,7 +51,7 @@ def make_tree(name: str, config: TabularConfig) -> PreferenceMDP:
     if name in _NAMED:
         return _NAMED[name]()
     if kind != "random":
-        raise tabular_config.unknown(_NAME_KEY, name, [*_NAMED, "random:H"])
+        raise config_lib.unknown(_NAME_KEY, name, [*_NAMED, "random:H"])
     horizon = tabular_config.count(_NAME_KEY, name, text, 1)
     num_actions = config.trees.num_actions
     if num_actions**horizon > _MOST_STATES:
@@ -79,7 +80,7 @@ def check_methods(config: TabularConfig) -> None:
     """
     for method in config.trees.methods:
         if method not in METHODS:
-            raise tabular_config.unknown("config.trees.methods", method, METHODS)
+            raise config_lib.unknown("config.trees.methods", method, METHODS)
 
 
 def baselines(

@@ -25,8 +25,22 @@ from bellmax.losses.actor_critic import (
     target_policy_smoothing,
     td3_critic_loss,
 )
+from bellmax.losses.advantage_weighted import (
+    alol_loss,
+    alol_token_loss,
+    gold_loss,
+    priority_weights,
+)
+from bellmax.losses.advantages import (
+    centred_advantages,
+    greedy_baseline_advantages,
+    group_advantages,
+    leave_one_out_advantages,
+    scaled_advantages,
+)
 from bellmax.losses.categorical import categorical_loss, categorical_projection
 from bellmax.losses.chunked_log_probs import chunked_token_log_probs
+from bellmax.losses.consistency import agro_loss, copg_loss
 from bellmax.losses.contrastive import cpl_dense_loss, cpl_loss, segment_scores
 from bellmax.losses.convex import (
     ConvexFn,
@@ -56,6 +70,7 @@ from bellmax.losses.distributional import (
     quantile_cvar,
     quantile_mean,
 )
+from bellmax.losses.entropy import categorical_entropy, categorical_kl
 from bellmax.losses.flow import (
     coupled_td_cfm_bootstrap,
     flow_matching_loss,
@@ -72,7 +87,22 @@ from bellmax.losses.horizon_baselines import (
     relativistic_discriminator_loss,
     relativistic_generator_loss,
 )
+from bellmax.losses.k_sample import (
+    SetFn,
+    k_sample_advantages,
+    pass_at_k,
+    subset_k_sample_advantages,
+)
+from bellmax.losses.latent_reasoning import (
+    answer_probability_loss,
+    jepo_advantages,
+    jepo_bound,
+    jepo_loss,
+    jepo_practical_loss,
+)
 from bellmax.losses.log_probs import kl_estimate, sequence_log_probs, token_log_probs
+from bellmax.losses.majority import majority_advantages, majority_at_k
+from bellmax.losses.mirror_descent import mdpo_loss, mdpo_off_policy_loss, mdpo_surrogate_loss
 from bellmax.losses.multi_turn import mtpo_policy_loss, mtpo_turn_rewards, mtpo_value_loss
 from bellmax.losses.multistep import (
     WeightedTargets,
@@ -91,7 +121,14 @@ from bellmax.losses.off_policy_returns import (
     q_lambda_returns,
     retrace_returns,
 )
+from bellmax.losses.pairwise_policy_gradient import p3o_loss, p3o_separate_loss
 from bellmax.losses.paths import PathFn, curved_path, linear_path
+from bellmax.losses.policy_gradient import (
+    importance_weighted_policy_gradient_loss,
+    policy_gradient_loss,
+    ppo_clip_loss,
+    ppo_value_loss,
+)
 from bellmax.losses.preference import (
     dpo_loss,
     gpo_loss,
@@ -133,6 +170,12 @@ from bellmax.losses.self_play import (
     online_ipo_loss,
     online_pair_loss,
 )
+from bellmax.losses.token_policy_gradient import (
+    grpo_loss,
+    kl_shaped_rewards,
+    reduce_tokens,
+    remax_token_advantages,
+)
 from bellmax.losses.traces import (
     TraceFn,
     importance_traces,
@@ -149,22 +192,31 @@ __all__ = [
     "PairwiseLoss",
     "PathFn",
     "ScoreFn",
+    "SetFn",
     "TraceFn",
     "VTrace",
     "VelocityFn",
     "WeightedTargets",
+    "agro_loss",
+    "alol_loss",
+    "alol_token_loss",
+    "answer_probability_loss",
     "antisymmetric_logits",
     "bellman_sample",
     "beta_vae_loss",
     "bradley_terry_loss",
     "categorical_cdf",
     "categorical_cvar",
+    "categorical_entropy",
+    "categorical_kl",
     "categorical_loss",
     "categorical_mean",
     "categorical_multistep_target",
     "categorical_projection",
+    "centred_advantages",
     "chunked_token_log_probs",
     "clipped_double_q_target",
+    "copg_loss",
     "coupled_td_cfm_bootstrap",
     "cpl_dense_loss",
     "cpl_loss",
@@ -182,21 +234,38 @@ __all__ = [
     "forward_backward_loss",
     "generalised_advantages",
     "geometric_mixture_logits",
+    "gold_loss",
     "gpo_loss",
     "gradient_penalty",
+    "greedy_baseline_advantages",
+    "group_advantages",
+    "grpo_loss",
     "hinge",
     "implicit_rewards",
     "importance_traces",
+    "importance_weighted_policy_gradient_loss",
     "inpo_loss",
     "integrate_midpoint",
     "ipo_loss",
+    "jepo_advantages",
+    "jepo_bound",
+    "jepo_loss",
+    "jepo_practical_loss",
+    "k_sample_advantages",
     "kl_estimate",
+    "kl_shaped_rewards",
     "kto_baseline",
     "kto_loss",
     "lambda_returns",
+    "leave_one_out_advantages",
     "length_normalised_dpo_loss",
     "linear_path",
     "logistic",
+    "majority_advantages",
+    "majority_at_k",
+    "mdpo_loss",
+    "mdpo_off_policy_loss",
+    "mdpo_surrogate_loss",
     "mtpo_policy_loss",
     "mtpo_turn_rewards",
     "mtpo_value_loss",
@@ -211,9 +280,16 @@ __all__ = [
     "online_pair_loss",
     "orpo_loss",
     "orthonormality_loss",
+    "p3o_loss",
+    "p3o_separate_loss",
     "pairwise_preference_loss",
+    "pass_at_k",
+    "policy_gradient_loss",
+    "ppo_clip_loss",
+    "ppo_value_loss",
     "preference_accuracy",
     "preference_margin",
+    "priority_weights",
     "probability_flow_velocity",
     "q_lambda_returns",
     "q_lambda_traces",
@@ -222,15 +298,18 @@ __all__ = [
     "quantile_huber_loss",
     "quantile_mean",
     "quantile_multistep_target",
+    "reduce_tokens",
     "regularised_best_response",
     "regularised_preference",
     "relativistic_discriminator_loss",
     "relativistic_generator_loss",
+    "remax_token_advantages",
     "retrace_returns",
     "retrace_traces",
     "robust_dpo_loss",
     "rpo_loss",
     "savage",
+    "scaled_advantages",
     "segment_scores",
     "sequence_log_probs",
     "simpo_loss",
@@ -238,6 +317,7 @@ __all__ = [
     "sppo_completion_loss",
     "sppo_loss",
     "squared",
+    "subset_k_sample_advantages",
     "target_policy_smoothing",
     "td2_cfm_bootstrap",
     "td2_dd_bootstrap",

@@ -66,7 +66,16 @@ def iterate_lines(path: str | pathlib.Path) -> Iterator[tuple[int, str]]:
         raise errors.UserError(f"{path} cannot be read: {error.strerror or error}.") from None
 
 
-def _parse_object(text: str, place: str) -> dict[str, Any]:
+def parse_object(text: str, place: str) -> dict[str, Any]:
+    """Returns the JSON object of a line.
+
+    Args:
+      text: the line.
+      place: file and line, for messages.
+
+    Raises:
+      UserError: the line is no JSON object.
+    """
     try:
         row = json.loads(text)
     except json.JSONDecodeError as error:
@@ -80,7 +89,17 @@ def _parse_object(text: str, place: str) -> dict[str, Any]:
     return row
 
 
-def _text_field(row: dict[str, Any], name: str, place: str) -> str:
+def text_field(row: dict[str, Any], name: str, place: str) -> str:
+    """Returns a field of an object that must be text.
+
+    Args:
+      row: the object.
+      name: of the field.
+      place: file and line, for messages.
+
+    Raises:
+      UserError: the field is missing, or holds something else.
+    """
     if name not in row:
         found = ", ".join(repr(key) for key in row) or "none"
         raise errors.UserError(f"{place}: the field {name!r} is missing; the fields are: {found}.")
@@ -134,8 +153,8 @@ def iterate_jsonl(
     """
     for number, text in iterate_lines(path):
         place = f"{path}, line {number}"
-        row = _parse_object(text, place)
-        fields = (_text_field(row, name, place) for name in PreferenceRecord._fields)
+        row = parse_object(text, place)
+        fields = (text_field(row, name, place) for name in PreferenceRecord._fields)
         yield _check_record(PreferenceRecord(*fields), place, allow_empty)
 
 
@@ -166,8 +185,8 @@ def iterate_hh(
     """
     for number, text in iterate_lines(path):
         place = f"{path}, line {number}"
-        row = _parse_object(text, place)
-        chosen, rejected = (_text_field(row, name, place) for name in ("chosen", "rejected"))
+        row = parse_object(text, place)
+        chosen, rejected = (text_field(row, name, place) for name in ("chosen", "rejected"))
         shared = _common_prefix_length(chosen, rejected)
         turn = chosen.rfind(ASSISTANT_TURN, 0, shared)
         if turn < 0:

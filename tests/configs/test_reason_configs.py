@@ -2,7 +2,7 @@
 
 import pytest
 
-from bellmax.configs.reason import mtpo, nash_md
+from bellmax.configs.reason import mtpo, nash_md, tasks
 from bellmax.experiments import (
     config,
     dialogue_config,
@@ -11,11 +11,27 @@ from bellmax.experiments import (
     language_config,
     reason_config,
     reason_methods,
+    task_config,
+    task_data,
+    task_methods,
+)
+
+ON_TASKS = (
+    "agro",
+    "copg",
+    "grpo",
+    "jepo",
+    "majority",
+    "pass_at_k",
+    "ppo",
+    "remax",
+    "rloo",
+    "tasks",
 )
 
 
 def test_every_config_is_tested():
-    assert config.config_names("reason") == ["mtpo", "nash_md"]
+    assert config.config_names("reason") == sorted(["mtpo", "nash_md", *ON_TASKS])
 
 
 @pytest.mark.parametrize(
@@ -36,6 +52,24 @@ def test_conversations_load_and_are_checked(specification):
     dialogue_config.check(parsed)
     assert dialogue_config.make_game(parsed.data).num_turns == 3
     assert language_config.make_network(parsed.model, vocab_size=8).num_layers == 2
+
+
+@pytest.mark.parametrize("name", ON_TASKS)
+def test_tasks_load_and_are_checked(name):
+    for variant in ("", ":countdown"):
+        loaded = config.load("reason", name + variant)
+        parsed = config.to_dataclass(task_config.TaskConfig, loaded)
+        task_config.check(parsed)
+        task = task_data.make_task(parsed.data)
+        for method, beta in zip(parsed.loss.names, parsed.loss.betas, strict=True):
+            task_methods.make_method(method, beta, parsed.loss, task)
+    assert parsed.data.task == "countdown"
+    with pytest.raises(errors.UserError, match="there are: addition"):
+        config.load("reason", f"{name}:sums")
+
+
+def test_every_task_has_a_start():
+    assert set(tasks.TASKS) == set(task_data.TASKS)
 
 
 def test_every_method_has_a_variant():

@@ -1,0 +1,24 @@
+r"""AGRO on the policy's own completions, and on those of anybody.
+
+Paper: Tang et al., RL-finetuning LLMs from on- and off-policy data with a single algorithm, 2025,
+https://arxiv.org/abs/2503.19612
+Command (sums of two numbers; another task, one of `tasks.TASKS`):
+  python -m bellmax.experiments.reason --config=agro --workdir=runs/agro
+  python -m bellmax.experiments.reason --config=agro:countdown --workdir=runs/agro_countdown
+"""
+
+import ml_collections
+
+from bellmax.configs.reason import tasks
+
+
+def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
+    """Returns the config.
+
+    Args:
+      variant: a task, one of `tasks.TASKS`; None for addition.
+
+    Raises:
+      ValueError: there is no such task.
+    """
+    return tasks.of_methods(("agro_on_policy", "agro"), variant)

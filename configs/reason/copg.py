@@ -1,0 +1,23 @@
+r"""Contrastive policy gradient: regression of reward differences on log-ratios.
+
+Paper: Flet-Berliac et al., Contrastive Policy Gradient, 2024, https://arxiv.org/abs/2406.19185
+Command (sums of two numbers; another task, one of `tasks.TASKS`):
+  python -m bellmax.experiments.reason --config=copg --workdir=runs/copg
+  python -m bellmax.experiments.reason --config=copg:countdown --workdir=runs/copg_countdown
+"""
+
+import ml_collections
+
+from bellmax.configs.reason import tasks
+
+
+def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
+    """Returns the config.
+
+    Args:
+      variant: a task, one of `tasks.TASKS`; None for addition.
+
+    Raises:
+      ValueError: there is no such task.
+    """
+    return tasks.of_methods(("copg",), variant)

@@ -1,0 +1,31 @@
+r"""JEPO: chains of thought that make known answers likely, where no verifier can check them.
+
+Paper: Tang et al., Beyond Verifiable Rewards: Scaling Reinforcement Learning for Language Models to
+Unverifiable Data, 2025, https://arxiv.org/abs/2503.19618
+Command (long answers that are only likely or not; another task, one of `tasks.TASKS`):
+  python -m bellmax.experiments.reason --config=jepo --workdir=runs/jepo
+  python -m bellmax.experiments.reason --config=jepo:addition --workdir=runs/jepo_addition
+Methods: the bound of all chains together and that of one at a time, as they are trained in the
+paper (advantages scaled and clipped, bad formatting penalised), and supervised learning of the
+answers alone, without chains.
+"""
+
+import ml_collections
+
+from bellmax.configs.reason import tasks
+
+
+def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
+    """Returns the config.
+
+    Args:
+      variant: a task, one of `tasks.TASKS` whose answers follow a marker; None for long_form.
+
+    Raises:
+      ValueError: there is no such task.
+    """
+    config = tasks.of_methods(
+        ("jepo", "jepo_single", "answers"), variant or "long_form", beta=0.001
+    )
+    config.train.group_size = 4
+    return config

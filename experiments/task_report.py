@@ -1,0 +1,95 @@
+"""What a run on a token task leaves behind: a table, learning curves, completions to read."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from bellmax.envs import token_tasks
+from bellmax.envs.token_tasks import TokenProblem
+from bellmax.experiments import metrics, plots, task_data
+
+_SHOWN = 8
+
+
+def save(workdir: pathlib.Path, rows: Sequence[Mapping[str, Any]], stages: Sequence[str]) -> None:
+    """Writes `result.json` and `learning_curves.png`, and prints the table.
+
+    Args:
+      workdir: folder of the run.
+      rows: the final table.
+      stages: the methods, in order.
+    """
+    metrics.write_json(workdir / "result.json", {"rows": list(rows)})
+    metrics.print_table("Policies after the last step, on held-out problems", list(rows))
+    if jax.process_index() == 0:
+        plots.save_figure(workdir / "learning_curves.png", curves(workdir, stages), columns=2)
+
+
+def curves(workdir: pathlib.Path, stages: Sequence[str]) -> list[plots.Panel]:
+    """Returns success over training and over distance from the reference, and more.
+
+    Args:
+      workdir: folder of the run.
+      stages: the methods, in order.
+
+    Returns:
+      The panels.
+    """
+    first = {"pass@1", "answers/bound@1"}
+    rows = [row for row in metrics.read_metrics(workdir) if first & row.keys()]
+    by_stage = {name: [row for row in rows if row["stage"] == name] for name in stages}
+    (one,) = first & rows[0].keys()
+    stem = one.removesuffix("1")
+    most = max((key for key in rows[0] if key.startswith(stem)), key=_samples)
+    last = "entropy" if one == "pass@1" else "chains/right"
+
+    def panel(title: str, x: str, label: str, y: str) -> plots.Panel:
+        series = [
+            plots.Series(
+                name, [row[x] for row in found], [row[y] for row in found], marker=x != "step"
+            )
+            for name, found in by_stage.items()
+        ]
+        return plots.Panel(title, label, y, series)
+
+    distance = "KL(policy, reference), nats"
+    return [
+        panel("One sample", "step", "step", one),
+        panel("Several samples", "step", "step", most),
+        panel("Distance from the reference", "kl/reference", distance, one),
+        panel("What else changes", "step", "step", last),
+    ]
+
+
+def _samples(key: str) -> int:
+    count = key.partition("@")[2]
+    return int(count) if count.isdigit() else 0
+
+
+def save_samples(
+    path: pathlib.Path,
+    task: task_data.Task,
+    problems: TokenProblem,
+    sampled: Mapping[str, tuple[Any, Any, Any]],
+) -> None:
+    """Writes the first problems with a completion of each policy, for a person to read.
+
+    Args:
+      path: the text file.
+      task: the task.
+      problems: [M, ...].
+      sampled: tokens, mask and rewards of each policy's completions, by name.
+    """
+    lines = []
+    for place in range(min(_SHOWN, len(problems.prompt))):
+        prompt = token_tasks.as_text(
+            task.vocabulary, problems.prompt[place], problems.prompt_mask[place]
+        )
+        lines.append(prompt)
+        for name, (tokens, mask, rewards) in sampled.items():
+            text = token_tasks.as_text(task.vocabulary, tokens[place], mask[place])
+            lines.append(f"  {name} [{rewards[place]:g}]: {text}")
+        lines.append("")
+    path.write_text("\n".join(lines))
