@@ -1,5 +1,6 @@
 """Networks as functions of a configuration and a plain tree of parameters."""
 
+from bellmax.agents.networks import flow, mlp, value
 from bellmax.agents.networks.transformer import (
     Cache,
     TransformerConfig,
@@ -19,11 +20,14 @@ __all__ = [
     "TransformerConfig",
     "apply",
     "decode_step",
+    "flow",
     "hidden_states",
     "init",
     "init_cache",
+    "mlp",
     "num_parameters",
     "stack_layers",
     "unembedding",
     "unstack_layers",
+    "value",
 ]

@@ -6,7 +6,7 @@ posterior of the three places: it is both the network and its target, so that tr
 The parameter is a number theta added to the field, the time is t ~ U[0, 0.95], the path straight.
 With half the loss of `agents.horizon_objectives` as the objective the theorem reads
 
-    Var[g, TD-CFM] - Var[g, TD2-CFM] = gamma^2 E[ Var( u_{t|1}(X_t | X_1) | X_t ) ],
+    Var[g, TD-CFM] - Var[g, TD2-CFM] = gamma^2 E[ Var( u_{t,1}(X_t | X_1) | X_t ) ],
 
 X_t on the way to the horizon model of the next state. The left side is sampled, by gradients of the
 library's own losses and bootstraps; the right side is a quadrature over t and x that shares nothing
@@ -189,7 +189,7 @@ def measure(
 
 
 def predicted(discount: float, *, num_times: int = 200, num_points: int = 6001) -> float:
-    """Returns gamma^2 E[Var(u_{t|1}(X_t | X_1) | X_t)]: Gauss-Legendre in t, a fine grid in x.
+    """Returns gamma^2 E[Var(u_{t,1}(X_t | X_1) | X_t)]: Gauss-Legendre in t, a fine grid in x.
 
     Args:
       discount: gamma in [0, 1).
@@ -351,7 +351,7 @@ CLAIM = Claim(
     paper="Farebrother et al. 2025",
     url="https://arxiv.org/abs/2503.09817",
     statement="TD2-CFM's gradient has less variance than TD-CFM's, by gamma^2 E[Cov]",
-    paper_figure="the gap is gamma^2 E[Tr Cov(grad v^T u_{t|1})], which grows with gamma",
+    paper_figure="the gap is gamma^2 E[Tr Cov(grad v^T u_{t,1})], which grows with gamma",
     budget=(
         f"3-cycle at its fixed point, {len(DISCOUNTS)} discounts, {NUM_SAMPLES:,} gradients of "
         f"each of 3 methods a seed, 2 minutes"
