@@ -75,6 +75,8 @@ class TrainConfig:
       warm_start_steps: steps of imitation of worked solutions, which give the reference.
       warm_start_learning_rate: its peak.
       warm_start_batch_size: solutions of such a step, over all devices.
+      warm_start_noise: share of the solutions, in [0, 1], that are another problem's: what is
+        imitated is well written, and wrong.
       num_steps: steps of each method, each on fresh problems.
       batch_size: problems of a step, over all devices.
       group_size: completions of each problem.
@@ -85,6 +87,7 @@ class TrainConfig:
     warm_start_steps: int
     warm_start_learning_rate: float
     warm_start_batch_size: int
+    warm_start_noise: float
     num_steps: int
     batch_size: int
     group_size: int
@@ -176,6 +179,10 @@ def check(config: TaskConfig) -> None:
     if not train.temperature > 0:
         raise errors.UserError(
             f"config.train.temperature must be positive, got {train.temperature}."
+        )
+    if not 0 <= train.warm_start_noise <= 1:
+        raise errors.UserError(
+            f"config.train.warm_start_noise must be in [0, 1], got {train.warm_start_noise}."
         )
     if config.model.chunk_size:
         raise errors.UserError(

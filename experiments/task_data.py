@@ -154,22 +154,25 @@ def held_out(task: Task, config: DataConfig, key: PRNGKeyArray) -> TokenProblem:
     return jax.tree.map(lambda leaf: leaf[rows], drawn.problem)
 
 
-def solutions(task: Task, problems: TokenProblem) -> tuple[Int[Array, "B T"], Float[Array, "B T"]]:
+def solutions(
+    task: Task, problems: TokenProblem, is_swapped: Bool[Array, " B"] | None = None
+) -> tuple[Int[Array, "B T"], Float[Array, "B T"]]:
     """Returns prompts and worked solutions, as supervised training reads them.
 
     Args:
       task: the task.
       problems: [B, ...].
+      is_swapped: whether a problem is shown the solution of the next one; None for its own. [B].
 
     Returns:
       Tokens, padded on the right, and a mask that is 1 on the solution's. [B, P + N] each.
     """
-
-    def one(problem: TokenProblem) -> tuple[Array, Array]:
-        tokens, mask = task.demonstration(problem)
-        return append(problem.prompt, problem.prompt_mask, tokens, mask)
-
-    return jax.vmap(one)(problems)
+    tokens, mask = jax.vmap(task.demonstration)(problems)
+    if is_swapped is not None:
+        swapped = is_swapped[:, None]
+        tokens = jnp.where(swapped, jnp.roll(tokens, -1, axis=0), tokens)
+        mask = jnp.where(swapped, jnp.roll(mask, -1, axis=0), mask)
+    return jax.vmap(append)(problems.prompt, problems.prompt_mask, tokens, mask)
 
 
 def append(

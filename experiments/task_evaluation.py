@@ -7,6 +7,7 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from bellmax import losses
@@ -48,6 +49,7 @@ def make(
     problems: TokenProblem,
     train: TrainConfig,
     key: PRNGKeyArray,
+    mesh: Mesh,
 ) -> Evaluation:
     """Returns the evaluation that a task allows.
 
@@ -57,10 +59,11 @@ def make(
       problems: that nobody trains on. [M, ...].
       train: sizes.
       key: randomness of the samples; the same at every evaluation.
+      mesh: the devices.
     """
     if isinstance(task, TokenTask):
-        return CheckedEvaluation(model, task, problems, train, key)
-    return LikelihoodEvaluation(model, task, problems, train, key)
+        return CheckedEvaluation(model, task, problems, train, key, mesh)
+    return LikelihoodEvaluation(model, task, problems, train, key, mesh)
 
 
 class CheckedEvaluation:
@@ -72,6 +75,7 @@ class CheckedEvaluation:
       problems: that nobody trains on. [M, ...].
       train: sizes.
       key: randomness of the samples.
+      mesh: the devices; every process gets all measures.
     """
 
     def __init__(
@@ -81,6 +85,7 @@ class CheckedEvaluation:
         problems: TokenProblem,
         train: TrainConfig,
         key: PRNGKeyArray,
+        mesh: Mesh,
     ):
         self._problems, self._size = problems, train.evaluation_samples
         self._correct = np.asarray(jax.vmap(task.correct_answer)(problems))
@@ -97,7 +102,7 @@ class CheckedEvaluation:
             temperature=train.temperature,
         )
 
-        @jax.jit
+        @functools.partial(jax.jit, out_shardings=NamedSharding(mesh, PartitionSpec()))
         def measure(params: Params, reference: Params):
             completion = sample(params)
             checked = task_rollouts.check(task, problems, completion)
@@ -183,6 +188,7 @@ class LikelihoodEvaluation:
       problems: that nobody trains on. [M, ...].
       train: sizes.
       key: randomness of the chains.
+      mesh: the devices; every process gets all measures.
     """
 
     def __init__(
@@ -192,6 +198,7 @@ class LikelihoodEvaluation:
         problems: TokenProblem,
         train: TrainConfig,
         key: PRNGKeyArray,
+        mesh: Mesh,
     ):
         self._size, self._entropy = train.evaluation_samples, task.entropy
         index, weight = jnp.arange(len(problems.prompt)), jnp.ones(len(problems.prompt))
@@ -212,7 +219,7 @@ class LikelihoodEvaluation:
             assert batch.answer_mask is not None
             return losses.sequence_log_probs(found, batch.answer_mask)
 
-        @jax.jit
+        @functools.partial(jax.jit, out_shardings=NamedSharding(mesh, PartitionSpec()))
         def measure(params: Params, reference: Params):
             chains = sample(params)
             batch = task_rollouts.as_batch(

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jaxtyping import Float
 
 from bellmax.envs import token_tasks
 from bellmax.envs.token_tasks import TokenProblem
@@ -93,3 +95,46 @@ def save_samples(
             lines.append(f"  {name} [{rewards[place]:g}]: {text}")
         lines.append("")
     path.write_text("\n".join(lines))
+
+
+def over_seeds(
+    tables: Sequence[Sequence[Mapping[str, Any]]], method: str, measure: str
+) -> Float[np.ndarray, " S"]:
+    """Returns a measure of a method in the final tables of runs from several seeds.
+
+    Args:
+      tables: of the runs.
+      method: the method, or warm_start.
+      measure: the column.
+
+    Returns:
+      One number a run. [S].
+    """
+    return np.array(
+        [next(row[measure] for row in table if row["method"] == method) for table in tables]
+    )
+
+
+def mean_curves(
+    workdirs: Sequence[pathlib.Path], stages: Sequence[str], measure: str
+) -> list[plots.Series]:
+    """Returns a measure over training, mean and range of runs from several seeds.
+
+    Args:
+      workdirs: folders of the runs, of one config but for the seed.
+      stages: the methods.
+      measure: the metric.
+
+    Returns:
+      A curve a method.
+    """
+    runs = [metrics.read_metrics(workdir) for workdir in workdirs]
+    series = []
+    for name in stages:
+        rows = [[row for row in run if row["stage"] == name and measure in row] for run in runs]
+        values = np.array([[row[measure] for row in run] for run in rows])
+        steps = [row["step"] for row in rows[0]]
+        series.append(
+            plots.Series(name, steps, values.mean(axis=0), values.min(axis=0), values.max(axis=0))
+        )
+    return series

@@ -8,154 +8,36 @@ several updates on them: one program, in which generation reads the very weights
 
 import functools
 import pathlib
-import zlib
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh
-from jaxtyping import Array, Int, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from bellmax.agents import (
-    Agent,
-    CompletionBatch,
-    Metrics,
     Params,
     SupervisedBatch,
-    completions,
     critics,
-    followers,
-    language,
     networks,
     policy_gradient,
     supervised,
     updates,
 )
-from bellmax.envs import token_tasks
-from bellmax.envs.token_tasks import TokenProblem, TokenTask
 from bellmax.experiments import (
     announcement,
-    language_config,
     language_run,
-    mesh,
     runner,
-    task_config,
     task_data,
     task_evaluation,
     task_methods,
     task_report,
-    task_rollouts,
+    task_run,
+    task_steps,
 )
 from bellmax.experiments import config as config_lib
 from bellmax.experiments.task_config import TaskConfig
 
 _WARM_START = "warm_start"
-
-
-class Rows(NamedTuple):
-    """A step's problems before they are drawn.
-
-    Attributes:
-      index: their global numbers, which with the step's key decide their randomness. [B].
-    """
-
-    # Fixed for every batch; nobody looks for a value in a batch by tuple.index.
-    index: Any
-
-
-class State(NamedTuple):
-    """What the loop carries.
-
-    Attributes:
-      step: steps of the loop so far.
-      agent: the agent's state.
-      behaviour_params: the earlier policy whose samples are trained on; `()` where it is the
-        current one or the reference.
-    """
-
-    step: Int[Array, ""]
-    agent: policy_gradient.State
-    behaviour_params: Params
-
-
-class TaskRun(NamedTuple):
-    """What every stage of a run shares.
-
-    Attributes:
-      config: the run's keys.
-      workdir: folder of the run.
-      task: the task.
-      network: the network's shape.
-      model: the network as functions.
-      mesh: the devices.
-      held_out: problems of the evaluation.
-    """
-
-    config: TaskConfig
-    workdir: pathlib.Path
-    task: task_data.Task
-    network: networks.TransformerConfig
-    model: language.LanguageModel
-    mesh: Mesh
-    held_out: TokenProblem
-
-    def key(self, stage: str) -> PRNGKeyArray:
-        """Returns a stage's root key, by its name: a method trains alike alone and among others."""
-        return jax.random.fold_in(jax.random.key(self.config.seed), zlib.crc32(stage.encode()))
-
-    def stage(self, name: str, num_steps: int, batch_size: int) -> dict[str, Any]:
-        """Returns what all stages tell the runner."""
-        train = self.config.train
-        share = batch_size // jax.process_count()
-        first = jax.process_index() * share
-        return {
-            "name": name,
-            "workdir": self.workdir,
-            "batches": runner.SameBatches(Rows(np.arange(first, first + share, dtype=np.int32))),
-            "schedule": runner.Schedule(
-                num_steps=num_steps,
-                log_every=train.log_every,
-                evaluate_every=train.evaluate_every,
-                checkpoint_every=train.checkpoint_every,
-                keep_checkpoints=train.keep_checkpoints,
-            ),
-            "run_key": self.key(name),
-            "mesh": self.mesh,
-        }
-
-
-def prepare(config: TaskConfig, workdir: pathlib.Path) -> TaskRun:
-    """Finds in a second what would else be found after the warm start.
-
-    Args:
-      config: the run.
-      workdir: its folder.
-
-    Returns:
-      The run, ready to train.
-
-    Raises:
-      UserError: the config is wrong.
-    """
-    task_config.check(config)
-    task = task_data.make_task(config.data)
-    network = language_config.make_network(config.model, task.vocab_size)
-    train, loss = config.train, config.loss
-    for rate in (train.warm_start_learning_rate, *loss.learning_rates):
-        language_run.make_stage_optimizer(config, 1, rate or config.optimizer.learning_rate)
-    for name, beta in zip(loss.names, loss.betas, strict=True):
-        task_methods.make_method(name, beta, loss, task)
-    return TaskRun(
-        config=config,
-        workdir=workdir,
-        task=task,
-        network=network,
-        model=language_config.make_model(network),
-        mesh=mesh.make_mesh(data=train.mesh_data, fsdp=train.mesh_fsdp, tensor=train.mesh_tensor),
-        held_out=task_data.held_out(task, config.data, jax.random.key(config.seed)),
-    )
 
 
 def train(config: TaskConfig, workdir: pathlib.Path) -> list[dict[str, Any]]:
@@ -172,10 +54,10 @@ def train(config: TaskConfig, workdir: pathlib.Path) -> list[dict[str, Any]]:
     Raises:
       UserError: the config is wrong, training has diverged, or a checkpoint does not fit.
     """
-    run = prepare(config, workdir)
+    run = task_run.prepare(config, workdir)
     _announce(run)
     evaluation = task_evaluation.make(
-        run.model, run.task, run.held_out, config.train, run.key("evaluation")
+        run.model, run.task, run.held_out, config.train, run.key("evaluation"), run.mesh
     )
     reference = warm_start(run, evaluation)
     policies = {_WARM_START: reference}
@@ -189,7 +71,7 @@ def train(config: TaskConfig, workdir: pathlib.Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _announce(run: TaskRun) -> None:
+def _announce(run: task_run.TaskRun) -> None:
     data, train, loss = run.config.data, run.config.train, run.config.loss
     params = jax.eval_shape(functools.partial(networks.init, run.network), jax.random.key(0))
     age = {0: "the reference's", 1: "the current policy's"}.get(
@@ -207,7 +89,7 @@ def _announce(run: TaskRun) -> None:
     announcement.announce(lines, mesh=run.mesh, workdir=run.workdir)
 
 
-def warm_start(run: TaskRun, evaluation: task_evaluation.Evaluation) -> Params:
+def warm_start(run: task_run.TaskRun, evaluation: task_evaluation.Evaluation) -> Params:
     """Trains the reference: maximum likelihood of worked solutions.
 
     Args:
@@ -229,9 +111,20 @@ def warm_start(run: TaskRun, evaluation: task_evaluation.Evaluation) -> Params:
         init_params=language_run.compiled_init(run.network),
     )
 
-    def step(state: supervised.State, batch: Rows, key: PRNGKeyArray):
-        drawn = task_data.draw(run.task, key, batch.index, difficulty=run.config.data.difficulty)
-        tokens, mask = task_data.solutions(run.task, drawn.problem)
+    def step(state: supervised.State, batch: task_run.Rows, key: PRNGKeyArray):
+        # Of one stream the problems, of another whose solution is shown.
+        draw_key, noise_key = jax.random.split(key)
+        drawn = task_data.draw(
+            run.task, draw_key, batch.index, difficulty=run.config.data.difficulty
+        )
+        is_swapped = None
+        if keys.warm_start_noise:
+            is_swapped = jax.vmap(
+                lambda number: jax.random.bernoulli(
+                    jax.random.fold_in(noise_key, number), keys.warm_start_noise
+                )
+            )(batch.index)
+        tokens, mask = task_data.solutions(run.task, drawn.problem, is_swapped)
         rows = SupervisedBatch(tokens, mask, index=batch.index, weight=drawn.weight)
         return agent.update(state, rows, key)
 
@@ -245,7 +138,7 @@ def warm_start(run: TaskRun, evaluation: task_evaluation.Evaluation) -> Params:
 
 
 def optimise(
-    run: TaskRun, place: int, reference: Params, evaluation: task_evaluation.Evaluation
+    run: task_run.TaskRun, place: int, reference: Params, evaluation: task_evaluation.Evaluation
 ) -> Params:
     """Trains one method from the warm start.
 
@@ -283,121 +176,11 @@ def optimise(
     behaviour = updates.copy_tree(reference) if loss.staleness > 1 else ()
     state = runner.run_stage(
         **run.stage(name, config.train.num_steps, config.train.batch_size),
-        state=State(jnp.zeros((), jnp.int32), start, behaviour),
-        train_step=make_step(run, method, agent, critic),
+        state=task_steps.State(jnp.zeros((), jnp.int32), start, behaviour),
+        train_step=task_steps.make_step(run, method, agent, critic),
         evaluate=lambda state, step: evaluation(state.agent.params, state.agent.reference_params),
     )
     return state.agent.params
-
-
-def make_step(
-    run: TaskRun, method: task_methods.Method, agent: Agent, critic: critics.Critic | None
-) -> Callable[[State, Rows, PRNGKeyArray], tuple[State, Metrics]]:
-    """Returns draw, sample, check and update as one function, which becomes one program.
-
-    Args:
-      run: the run.
-      method: what is learnt.
-      agent: the agent.
-      critic: the agent's, or None.
-
-    Returns:
-      `(state, rows, key) -> (state, metrics)`.
-    """
-    loss, minibatches = run.config.loss, run.config.loss.minibatches
-    keep = followers.every(max(loss.staleness, 1))
-
-    def step(state: State, rows: Rows, key: PRNGKeyArray):
-        learner = state.agent
-        behaviour = {0: learner.reference_params, 1: learner.params}.get(
-            loss.staleness, state.behaviour_params
-        )
-        batch = collect(run, method, behaviour, rows.index, key)
-        batch = batch._replace(
-            reference_log_probs=completions.token_log_probs(
-                run.model, learner.reference_params, batch
-            )
-        )
-        if critic is not None:
-            batch = batch._replace(
-                behaviour_values=completions.token_values(critic, learner.value_params, batch)
-            )
-        # Every so many-th row, so that each device keeps its share of a part.
-        parts = jax.tree.map(
-            lambda leaf: jnp.moveaxis(leaf.reshape(-1, minibatches, *leaf.shape[1:]), 1, 0), batch
-        )
-
-        def one_pass(carry, _):
-            return jax.lax.scan(agent.update, carry, parts)
-
-        learner, found = jax.lax.scan(one_pass, learner, length=loss.updates_per_batch)
-        averaged = {name: jnp.mean(values) for name, values in found.items()}
-        # A count, which is not averaged; the guard wants to know of how many.
-        averaged["updates/skipped"] = found["updates/skipped"][-1, -1]
-        averaged["updates/done"] = jnp.asarray(found["loss"].size, jnp.float32)
-        number = state.step + 1
-        kept = keep(state.behaviour_params, learner.params, number) if loss.staleness > 1 else ()
-        return State(number, learner, kept), averaged
-
-    return step
-
-
-def collect(
-    run: TaskRun,
-    method: task_methods.Method,
-    params: Params,
-    index: Int[Array, " B"],
-    key: PRNGKeyArray,
-) -> CompletionBatch:
-    """Draws problems, samples completions of them and has them checked.
-
-    Args:
-      run: the run.
-      method: what it needs.
-      params: the policy that samples.
-      index: numbers of the problems in the whole batch. [B].
-      key: randomness; consumed.
-
-    Returns:
-      The batch.
-    """
-    train, task = run.config.train, run.task
-    draw_key, sample_key = jax.random.split(key)
-    problems, weight = task_data.draw(task, draw_key, index, difficulty=run.config.data.difficulty)
-    if not method.thinks:
-        empty = task_rollouts.no_chains(problems, index=index, weight=weight)
-        return task_rollouts.with_answers(task, problems, empty)
-    stop_token = token_tasks.END
-    if method.on_answers:
-        assert task.marker is not None
-        stop_token = task.marker
-    sample = functools.partial(
-        task_rollouts.generate,
-        run.model,
-        params,
-        problems,
-        index,
-        sample_key,
-        max_new_tokens=task.max_chain if method.on_answers else task.max_new_tokens,
-        stop_token=stop_token,
-    )
-    completion = sample(group_size=train.group_size, temperature=train.temperature)
-    batch = task_rollouts.as_batch(
-        problems, completion, group_size=train.group_size, index=index, weight=weight
-    )
-    if method.on_answers:
-        return task_rollouts.with_answers(task, problems, batch)
-    assert isinstance(task, TokenTask)
-    checked = task_rollouts.check(task, problems, completion)
-    batch = batch._replace(
-        rewards=checked.rewards,
-        answers=checked.answers,
-        correct_answers=jax.vmap(task.correct_answer)(problems),
-    )
-    if not method.needs_greedy:
-        return batch
-    greedy = task_rollouts.check(task, problems, sample(group_size=1, temperature=0.0))
-    return batch._replace(greedy_rewards=greedy.rewards[:, 0])
 
 
 def run_config(config: Any, workdir: pathlib.Path) -> list[dict[str, Any]]:

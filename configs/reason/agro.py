@@ -5,6 +5,9 @@ https://arxiv.org/abs/2503.19612
 Command (sums of two numbers; another task, one of `tasks.TASKS`):
   python -m bellmax.experiments.reason --config=agro --workdir=runs/agro
   python -m bellmax.experiments.reason --config=agro:countdown --workdir=runs/agro_countdown
+Expected on addition (claim `reasoning_methods`, 3 seeds, 60 steps): pass@1 0.158 (0.040 to 0.281)
+after `agro`, from 0.094 (0.040 to 0.165) of the start.
+Cost: three minutes of CPU time on 2 cores, half of it compilation.
 """
 
 import ml_collections

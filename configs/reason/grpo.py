@@ -4,6 +4,10 @@ Paper: Shao et al., DeepSeekMath, 2024, https://arxiv.org/abs/2402.03300
 Command (sums of two numbers; another task, one of `tasks.TASKS`):
   python -m bellmax.experiments.reason --config=grpo --workdir=runs/grpo
   python -m bellmax.experiments.reason --config=grpo:countdown --workdir=runs/grpo_countdown
+Expected on addition (claim `reasoning_methods`, 3 seeds, 60 steps): pass@1 0.157 (0.032 to 0.312)
+after grpo, from 0.094 (0.040 to 0.165) of the start; `config.train.warm_start_steps=300` starts
+from about 0.6, where any method comes to 0.9 in 100 steps (one seed).
+Cost: two minutes of CPU time on 2 cores, half of it compilation.
 """
 
 import ml_collections

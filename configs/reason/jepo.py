@@ -8,6 +8,11 @@ Command (long answers that are only likely or not; another task, one of `tasks.T
 Methods: the bound of all chains together and that of one at a time, as they are trained in the
 paper (advantages scaled and clipped, bad formatting penalised), and supervised learning of the
 answers alone, without chains.
+Expected on long_form (claim `jepo_training`, 3 seeds, 150 steps, without `jepo_single`): from -8.56
+nats an answer after a chain of the start, JEPO comes to -4.24 (-4.50 to -3.95) and its chains from
+0.59 right to 0.97; supervised learning comes to -6.15 at once (-6.23 to -6.00). The best possible
+is -3.71; -5.65 is the best without the state that a chain finds out.
+Cost: three minutes of CPU time a seed on 2 cores, most of it compilation and the start.
 """
 
 import ml_collections
@@ -27,5 +32,6 @@ def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
     config = tasks.of_methods(
         ("jepo", "jepo_single", "answers"), variant or "long_form", beta=0.001
     )
-    config.train.group_size = 4
+    # As in the paper.
+    config.train.batch_size, config.train.group_size = 64, 4
     return config

@@ -4,6 +4,10 @@ Paper: Schulman et al., Proximal Policy Optimization, 2017, https://arxiv.org/ab
 Command (sums of two numbers; another task, one of `tasks.TASKS`):
   python -m bellmax.experiments.reason --config=ppo --workdir=runs/ppo
   python -m bellmax.experiments.reason --config=ppo:countdown --workdir=runs/ppo_countdown
+Expected on addition (claim `reasoning_methods`, 3 seeds, 60 steps): pass@1 0.171 (0.053 to 0.299)
+after ppo, from 0.094 (0.040 to 0.165) of the start; `config.train.warm_start_steps=300` starts
+from about 0.6, where any method comes to 0.9 in 100 steps (one seed).
+Cost: two minutes of CPU time on 2 cores, half of it compilation.
 """
 
 import ml_collections

@@ -4,6 +4,10 @@ Paper: Li et al., ReMax, 2023, https://arxiv.org/abs/2310.10505
 Command (sums of two numbers; another task, one of `tasks.TASKS`):
   python -m bellmax.experiments.reason --config=remax --workdir=runs/remax
   python -m bellmax.experiments.reason --config=remax:countdown --workdir=runs/remax_countdown
+Expected on addition (claim `reasoning_methods`, 3 seeds, 60 steps): pass@1 0.102 (0.030 to 0.185)
+after remax, from 0.094 (0.040 to 0.165) of the start; `config.train.warm_start_steps=300` starts
+from about 0.6, where any method comes to 0.9 in 100 steps (one seed).
+Cost: two minutes of CPU time on 2 cores, half of it compilation.
 """
 
 import ml_collections

@@ -5,6 +5,10 @@ the configs of single methods in this folder, which start here.
 Command (RLOO, GRPO, PPO, ReMax and AGRO on sums of two numbers from one start; another task):
   python -m bellmax.experiments.reason --config=tasks --workdir=runs/tasks
   python -m bellmax.experiments.reason --config=tasks:countdown --workdir=runs/countdown
+Expected on addition (claim `reasoning_methods`, 3 seeds, 60 steps): pass@1 from 0.094 to 0.157
+(RLOO), 0.157 (GRPO), 0.171 (PPO), 0.102 (ReMax) and 0.158 (AGRO), where seeds differ more than
+methods do.
+Cost: six minutes of CPU time for the five on 2 cores, half of it compilation.
 """
 
 import ml_collections
@@ -15,14 +19,15 @@ COMPARED = ("rloo", "grpo", "ppo", "remax", "agro")
 # The likelihood-ratio term of on-policy AGRO is (reward - value) / (2 beta) times the other: at
 # small beta it makes rewards equal by making all of them 0.
 BETAS = {"agro_on_policy": 0.5}
-# Difficulty and steps of imitation, which leave something to be learnt, by task.
+# Difficulty, steps of imitation and share of wrong solutions, which leave something to be learnt,
+# by task.
 STARTS = {
-    "addition": (3, 200),
-    "multiplication": (2, 600),
-    "programs": (3, 600),
-    "countdown": (2, 600),
-    "lock": (4, 100),
-    "long_form": (4, 400),
+    "addition": (3, 200, 0.0),
+    "multiplication": (2, 600, 0.0),
+    "programs": (3, 600, 0.0),
+    "countdown": (2, 600, 0.0),
+    "lock": (4, 100, 0.0),
+    "long_form": (3, 2500, 0.4),
 }
 TASKS = tuple(STARTS)
 
@@ -55,7 +60,7 @@ def of_methods(
     if task is not None and task not in TASKS:
         raise ValueError(f"{names[0]} has no variant {task!r}; there are: {', '.join(TASKS)}")
     task = task or "addition"
-    difficulty, warm_start_steps = STARTS[task]
+    difficulty, warm_start_steps, warm_start_noise = STARTS[task]
     shared = base.get_config().to_dict()
     model = shared["model"] | {
         "num_layers": 2,
@@ -109,6 +114,7 @@ def of_methods(
                 "warm_start_steps": warm_start_steps,
                 "warm_start_learning_rate": 3e-3,
                 "warm_start_batch_size": 64,
+                "warm_start_noise": warm_start_noise,  # Share of solutions of other problems.
                 "num_steps": 150,  # Of each method.
                 "batch_size": 32,  # Problems of a step, over all devices.
                 "group_size": 8,  # Completions of each.

@@ -53,7 +53,17 @@ def test_operations_of_a_step_by_hand():
     assert train_step._operations(config, 2, 16, False) == expected
 
 
-@pytest.mark.parametrize("name", main.benchmark_names())
+# Each compiles for ten seconds and more.
+LARGE = ("control_loop", "sampling", "td_flow")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name
+        for name in main.benchmark_names()
+    ],
+)
 def test_every_comparison_runs_small(name):
     benchmark = main.load(name)
     assert benchmark.name == name

@@ -134,6 +134,7 @@ def test_the_maze_pairs_transitions_with_the_policy_and_its_future(task):
     np.testing.assert_allclose(states, rows.observations, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_policy_is_trained_first_and_then_evaluated(tmp_path):
     config = make_config(
         data={"source": "maze", "task": "square", "policy": "td3", "num_transitions": 640},

@@ -146,6 +146,13 @@ def test_solutions_follow_their_prompts():
         assert int(answer) == left + right
         shown = token_tasks.as_text(task.vocabulary, tokens[row], mask[row])
         assert shown == given.strip()
+    is_swapped = jnp.arange(5) == 1
+    wrong, _ = jax.jit(functools.partial(task_data.solutions, task))(problems, is_swapped)
+    for row in range(5):
+        own, other = np.asarray(tokens[row]), np.asarray(tokens[(row + 1) % 5])
+        # Prompts are five tokens and "=", padded by none at this difficulty.
+        expected = np.concatenate([own[:6], other[6:]]) if row == 1 else own
+        np.testing.assert_array_equal(wrong[row], expected)
 
 
 def completion_of(rows, ended):
@@ -248,6 +255,7 @@ def test_measures_are_those_of_the_samples(finished):
         ({"data": {"task": "lock"}, "loss": {"names": ("jepo",)}}, "follow a marker"),
         ({"model": {"chunk_size": 4}}, "chunk_size must be 0"),
         ({"train": {"temperature": 0.0}}, "temperature must be positive"),
+        ({"train": {"warm_start_noise": 1.5}}, r"warm_start_noise must be in \[0, 1\]"),
         ({"seed": -1}, "seed must be at least 0"),
     ],
 )

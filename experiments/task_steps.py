@@ -1,0 +1,149 @@
+"""A step of a method on a token task: problems, completions, rewards and updates in one program."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, PRNGKeyArray
+
+from bellmax.agents import (
+    Agent,
+    CompletionBatch,
+    Metrics,
+    Params,
+    completions,
+    critics,
+    followers,
+    policy_gradient,
+)
+from bellmax.envs import token_tasks
+from bellmax.envs.token_tasks import TokenTask
+from bellmax.experiments import task_data, task_methods, task_rollouts
+from bellmax.experiments.task_run import Rows, TaskRun
+
+
+class State(NamedTuple):
+    """What the loop carries.
+
+    Attributes:
+      step: steps of the loop so far.
+      agent: the agent's state.
+      behaviour_params: the earlier policy whose samples are trained on; `()` where it is the
+        current one or the reference.
+    """
+
+    step: Int[Array, ""]
+    agent: policy_gradient.State
+    behaviour_params: Params
+
+
+def make_step(
+    run: TaskRun, method: task_methods.Method, agent: Agent, critic: critics.Critic | None
+) -> Callable[[State, Rows, PRNGKeyArray], tuple[State, Metrics]]:
+    """Returns draw, sample, check and update as one function, which becomes one program.
+
+    Args:
+      run: the run.
+      method: what is learnt.
+      agent: the agent.
+      critic: the agent's, or None.
+
+    Returns:
+      `(state, rows, key) -> (state, metrics)`.
+    """
+    loss, minibatches = run.config.loss, run.config.loss.minibatches
+    keep = followers.every(max(loss.staleness, 1))
+
+    def step(state: State, rows: Rows, key: PRNGKeyArray):
+        learner = state.agent
+        behaviour = {0: learner.reference_params, 1: learner.params}.get(
+            loss.staleness, state.behaviour_params
+        )
+        batch = collect(run, method, behaviour, rows.index, key)
+        batch = batch._replace(
+            reference_log_probs=completions.token_log_probs(
+                run.model, learner.reference_params, batch
+            )
+        )
+        if critic is not None:
+            batch = batch._replace(
+                behaviour_values=completions.token_values(critic, learner.value_params, batch)
+            )
+        # Every so many-th row, so that each device keeps its share of a part.
+        parts = jax.tree.map(
+            lambda leaf: jnp.moveaxis(leaf.reshape(-1, minibatches, *leaf.shape[1:]), 1, 0), batch
+        )
+
+        def one_pass(carry, _):
+            return jax.lax.scan(agent.update, carry, parts)
+
+        learner, found = jax.lax.scan(one_pass, learner, length=loss.updates_per_batch)
+        averaged = {name: jnp.mean(values) for name, values in found.items()}
+        # A count, which is not averaged; the guard wants to know of how many.
+        averaged["updates/skipped"] = found["updates/skipped"][-1, -1]
+        averaged["updates/done"] = jnp.asarray(found["loss"].size, jnp.float32)
+        number = state.step + 1
+        kept = keep(state.behaviour_params, learner.params, number) if loss.staleness > 1 else ()
+        return State(number, learner, kept), averaged
+
+    return step
+
+
+def collect(
+    run: TaskRun,
+    method: task_methods.Method,
+    params: Params,
+    index: Int[Array, " B"],
+    key: PRNGKeyArray,
+) -> CompletionBatch:
+    """Draws problems, samples completions of them and has them checked.
+
+    Args:
+      run: the run.
+      method: what it needs.
+      params: the policy that samples.
+      index: numbers of the problems in the whole batch. [B].
+      key: randomness; consumed.
+
+    Returns:
+      The batch.
+    """
+    train, task = run.config.train, run.task
+    draw_key, sample_key = jax.random.split(key)
+    problems, weight = task_data.draw(task, draw_key, index, difficulty=run.config.data.difficulty)
+    if not method.thinks:
+        empty = task_rollouts.no_chains(problems, index=index, weight=weight)
+        return task_rollouts.with_answers(task, problems, empty)
+    stop_token = token_tasks.END
+    if method.on_answers:
+        assert task.marker is not None
+        stop_token = task.marker
+    sample = functools.partial(
+        task_rollouts.generate,
+        run.model,
+        params,
+        problems,
+        index,
+        sample_key,
+        max_new_tokens=task.max_chain if method.on_answers else task.max_new_tokens,
+        stop_token=stop_token,
+    )
+    completion = sample(group_size=train.group_size, temperature=train.temperature)
+    batch = task_rollouts.as_batch(
+        problems, completion, group_size=train.group_size, index=index, weight=weight
+    )
+    if method.on_answers:
+        return task_rollouts.with_answers(task, problems, batch)
+    assert isinstance(task, TokenTask)
+    checked = task_rollouts.check(task, problems, completion)
+    batch = batch._replace(
+        rewards=checked.rewards,
+        answers=checked.answers,
+        correct_answers=jax.vmap(task.correct_answer)(problems),
+    )
+    if not method.needs_greedy:
+        return batch
+    greedy = task_rollouts.check(task, problems, sample(group_size=1, temperature=0.0))
+    return batch._replace(greedy_rewards=greedy.rewards[:, 0])
