@@ -204,6 +204,44 @@ class SequenceBatch(NamedTuple):
     last_behaviour_probs: Float[Array, "B A"] | None = None
 
 
+class RolloutBatch(NamedTuple):
+    """What the policy itself has played: T steps in a row in each of B environments.
+
+    Steps are those of `envs.wrappers.auto_reset`: the one after an end begins the next episode; its
+    action was not taken, its reward is 0, and it counts in no average.
+
+    Attributes:
+      observations: x_0 .. x_T; the last one of an episode is its own, not the next one's first.
+        [B, T + 1, ...].
+      actions: choices of the policy's law, see `agents.action_laws`. [B, T, ...].
+      rewards: of each transition. [B, T].
+      terminated: whether the transition ended the episode by itself. [B, T].
+      truncated: whether it was cut off there. [B, T].
+      begins: whether this is no transition but the step that begins an episode. [B, T].
+      behaviour_log_probs: of the actions when they were chosen, in nats. [B, T].
+      behaviour_values: of x_0 .. x_{T - 1} when the advantages were estimated; None, like the next
+        two, where `update` estimates them itself, from the current values. [B, T].
+      advantages: of the actions. [B, T].
+      value_targets: what the values should be. [B, T].
+      index: number of the row; None for 0..B-1. [B].
+      weight: weight of the row in every average, 0 for a padding row; None for ones. [B].
+    """
+
+    observations: Float[Array, "B T+1 ..."]
+    actions: Array
+    rewards: Float[Array, "B T"]
+    terminated: Array
+    truncated: Array
+    begins: Array
+    behaviour_log_probs: Float[Array, "B T"]
+    behaviour_values: Float[Array, "B T"] | None = None
+    advantages: Float[Array, "B T"] | None = None
+    value_targets: Float[Array, "B T"] | None = None
+    # The field's name is fixed for every batch; nobody looks for a value in a batch by tuple.index.
+    index: Int[Array, " B"] | None = None  # pyright: ignore[reportIncompatibleMethodOverride]
+    weight: Float[Array, " B"] | None = None
+
+
 class TransitionBatch(NamedTuple):
     """Transitions of any behaviour, and what a policy under evaluation would do next.
 

@@ -42,26 +42,32 @@ class Setup(NamedTuple):
     Attributes:
       environment: from `prepare`.
       agent: `init`, `act` and `update`.
-      behaviour: `(agent_state, observations, key) -> probs[..., A]`, the law of the actions.
+      behaviour: `(agent_state, observations, key) -> probs[..., A]`, the law of the actions; None
+        where `act` chooses them.
       greedy: `(agent_state, observations) -> actions`, without exploration.
-      td_errors: `(agent_state, batch, key) -> [B]`; read where the replay has priorities.
+      td_errors: `(agent_state, batch, key) -> [B]`; None where the replay has no priorities.
       replay: of sequences.
       num_environments: N.
       steps_per_update: steps of every environment between updates.
       observation_dtype: what the replay keeps observations in.
       reward_clip: the replay's rewards are clipped to this distance from 0; 0 for no clipping.
+      reward_scale: they are multiplied by it after that.
+      act: `(agent_state, observations, key) -> actions[N, ...]`, whose law the replay does not
+        keep; None for those of `behaviour`.
     """
 
     environment: Environment
     agent: agents.Agent
-    behaviour: Callable[[Any, Array, PRNGKeyArray], Float[Array, "N A"]]
-    greedy: Callable[[Any, Array], Int[Array, " N"]]
-    td_errors: Callable[[Any, SequenceBatch, PRNGKeyArray], Float[Array, " B"]]
+    behaviour: Callable[[Any, Array, PRNGKeyArray], Float[Array, "N A"]] | None
+    greedy: Callable[[Any, Array], Array]
+    td_errors: Callable[[Any, SequenceBatch, PRNGKeyArray], Float[Array, " B"]] | None
     replay: Replay
     num_environments: int
     steps_per_update: int
     observation_dtype: Any
     reward_clip: float = 0.0
+    reward_scale: float = 1.0
+    act: Callable[[Any, Array, PRNGKeyArray], Array] | None = None
 
 
 def prepare(environment: Environment) -> Environment:
@@ -76,17 +82,77 @@ def prepare(environment: Environment) -> Environment:
     return wrappers.record_episodes(wrappers.auto_reset(environment))
 
 
+def learnt_rewards(rewards: Float[Array, " N"], *, clip: float, scale: float) -> Float[Array, " N"]:
+    """Returns what is learnt from rewards.
+
+    Args:
+      rewards: as the environment gives them. [N].
+      clip: their greatest distance from 0; 0 for none.
+      scale: what they are multiplied by after that.
+
+    Returns:
+      Float32. [N].
+    """
+    rewards = rewards.astype(jnp.float32)
+    return scale * (jnp.clip(rewards, -clip, clip) if clip else rewards)
+
+
 def _store(setup: Setup, timesteps: TimeStep, actions, moved: TimeStep, probs, begins) -> Step:
-    reward, most = moved.reward.astype(jnp.float32), setup.reward_clip
+    kind = jnp.int32 if jnp.issubdtype(actions.dtype, jnp.integer) else jnp.float32
     return Step(
         observation=timesteps.observation.astype(setup.observation_dtype),
-        action=actions.astype(jnp.int32),
-        reward=jnp.clip(reward, -most, most) if most else reward,
+        action=actions.astype(kind),
+        reward=learnt_rewards(moved.reward, clip=setup.reward_clip, scale=setup.reward_scale),
         terminated=moved.terminated,
         truncated=moved.truncated,
         probs=probs.astype(jnp.float32),
         begins=begins,
     )
+
+
+def _choose(setup: Setup, agent: Any, seen: Array, law_key, act_key) -> tuple[Array, Array]:
+    """Returns actions, and their law, or a 0 where it is not kept. [N, ...], [N, A]."""
+    if setup.act is not None:
+        return setup.act(agent, seen, act_key), jnp.zeros((setup.num_environments, 1))
+    assert setup.behaviour is not None
+    probs = setup.behaviour(agent, seen, law_key)
+    return jax.random.categorical(act_key, jnp.log(probs)), probs
+
+
+def first_steps(
+    environment: Environment, key: PRNGKeyArray, count: int
+) -> tuple[wrappers.EpisodeState, TimeStep]:
+    """Begins an episode in some environments.
+
+    Args:
+      environment: from `prepare`.
+      key: randomness; consumed.
+      count: N.
+
+    Returns:
+      States and what is seen. [N, ...].
+    """
+    reset = jax.vmap(environment.reset, in_axes=(0, None))
+    return reset(jax.random.split(key, count), environment.params)
+
+
+def move(
+    environment: Environment, key: PRNGKeyArray, states: Any, actions: Array
+) -> tuple[wrappers.EpisodeState, TimeStep]:
+    """Takes one step in every environment.
+
+    Args:
+      environment: from `prepare`.
+      key: randomness; consumed.
+      states: of N environments.
+      actions: [N, ...].
+
+    Returns:
+      States and what is seen. [N, ...].
+    """
+    step = jax.vmap(environment.step, in_axes=(0, 0, 0, None))
+    keys = jax.random.split(key, actions.shape[0])
+    return step(keys, states, actions, environment.params)
 
 
 def init(setup: Setup, key: PRNGKeyArray) -> State:
@@ -100,22 +166,22 @@ def init(setup: Setup, key: PRNGKeyArray) -> State:
       The state, with an empty replay.
     """
     agent_key, reset_key, act_key = jax.random.split(key, 3)
-    count = setup.num_environments
-    reset = jax.vmap(setup.environment.reset, in_axes=(0, None))
-    environments, timesteps = reset(jax.random.split(reset_key, count), setup.environment.params)
+    environments, timesteps = first_steps(setup.environment, reset_key, setup.num_environments)
     agent = setup.agent.init(agent_key)
-    probs = setup.behaviour(agent, timesteps.observation, act_key)
-    zeros = jnp.zeros(count, jnp.int32)
-    example = _store(setup, timesteps, zeros, timesteps, probs, timesteps.terminated)
+    actions, probs = _choose(setup, agent, timesteps.observation, act_key, act_key)
+    example = _store(setup, timesteps, actions, timesteps, probs, timesteps.terminated)
     replay = setup.replay.init(jax.tree.map(lambda leaf: leaf[0], example))
     state = State(agent, environments, timesteps, replay, jnp.zeros((), jnp.int32))
-    return jax.tree.map(_strong, state)
+    return jax.tree.map(strong, state)
 
 
-def _strong(leaf: Array) -> Array:
+def strong(leaf: Array) -> Array:
     """Returns the array without JAX's mark of a Python number: steps do not return it.
 
     A state that had it would be of another type than the next, and its step compiled twice.
+
+    Args:
+      leaf: any array.
     """
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return leaf
@@ -135,12 +201,9 @@ def act_and_store(setup: Setup, state: State, key: PRNGKeyArray) -> State:
     """
     law_key, act_key, step_key = jax.random.split(key, 3)
     seen = state.timesteps
-    probs = setup.behaviour(state.agent, seen.observation, law_key)
-    actions = jax.random.categorical(act_key, jnp.log(probs))
+    actions, probs = _choose(setup, state.agent, seen.observation, law_key, act_key)
     begins = state.environments.inner.ended
-    step = jax.vmap(setup.environment.step, in_axes=(0, 0, 0, None))
-    keys = jax.random.split(step_key, setup.num_environments)
-    environments, moved = step(keys, state.environments, actions, setup.environment.params)
+    environments, moved = move(setup.environment, step_key, state.environments, actions)
     stored = _store(setup, seen, actions, moved, probs, begins)
     replay = setup.replay.add(state.replay, stored)
     return state._replace(
@@ -166,6 +229,7 @@ def learn(setup: Setup, state: State, key: PRNGKeyArray) -> tuple[State, Metrics
     def update(agent):
         sample, replay = setup.replay.sample(state.replay, sample_key), state.replay
         if setup.replay.is_prioritised:
+            assert setup.td_errors is not None
             found = setup.td_errors(agent, sample.batch, update_key)
             replay = setup.replay.with_errors(replay, sample, found)
         agent, metrics = setup.agent.update(agent, sample.batch, update_key)
@@ -219,17 +283,30 @@ def train_window(
     # The count of skipped updates is no average, and the last one stands.
     metrics["updates/skipped"] = rows["updates/skipped"][-1]
     metrics["updates/done"] = done
-    recorded = state.environments
-    counted = recorded.episodes > 0
-    for name, values in (("return", recorded.last_total), ("length", recorded.last_length)):
-        total = jnp.sum(jnp.where(counted, values, 0))
-        metrics[f"episodes/{name}"] = total / jnp.maximum(counted.sum(), 1)
-    metrics["episodes/count"] = recorded.episodes.sum()
+    metrics |= episode_metrics(state.environments)
     return state, {k: jnp.asarray(v, jnp.float32) for k, v in metrics.items()}
 
 
+def episode_metrics(recorded: wrappers.EpisodeState) -> Metrics:
+    """Returns what the last episode of each environment was like.
+
+    Args:
+      recorded: states of N environments.
+
+    Returns:
+      `episodes/return` and `episodes/length`, averages over environments that have ended one, and
+      `episodes/count`, how many have ended in all.
+    """
+    counted, metrics = recorded.episodes > 0, {}
+    for name, values in (("return", recorded.last_total), ("length", recorded.last_length)):
+        total = jnp.sum(jnp.where(counted, values, 0))
+        metrics[f"episodes/{name}"] = total / jnp.maximum(counted.sum(), 1)
+    return metrics | {"episodes/count": recorded.episodes.sum()}
+
+
 def evaluate(
-    setup: Setup,
+    environment: Environment,
+    greedy: Callable[[Any, Array], Array],
     agent_state: Any,
     key: PRNGKeyArray,
     *,
@@ -240,7 +317,8 @@ def evaluate(
     """Runs one greedy episode in each of some fresh environments.
 
     Args:
-      setup: what does not change.
+      environment: from `prepare`.
+      greedy: `(agent_state, observations) -> actions`.
       agent_state: the agent's state.
       key: randomness; consumed.
       num_episodes: environments.
@@ -252,10 +330,7 @@ def evaluate(
       Mean undiscounted return, and the share of episodes that ended.
     """
     reset_key, step_key = jax.random.split(key)
-    environment = setup.environment
-    reset = jax.vmap(environment.reset, in_axes=(0, None))
-    step = jax.vmap(environment.step, in_axes=(0, 0, 0, None))
-    states, timesteps = reset(jax.random.split(reset_key, num_episodes), environment.params)
+    states, timesteps = first_steps(environment, reset_key, num_episodes)
 
     def unfinished(carry):
         number, states, _ = carry
@@ -264,11 +339,10 @@ def evaluate(
             running = jax.lax.pmax(running, axis_name)
         return (number < max_steps) & (running > 0)
 
-    def move(carry):
+    def play(carry):
         number, states, timesteps = carry
-        actions = setup.greedy(agent_state, timesteps.observation)
-        keys = jax.random.split(jax.random.fold_in(step_key, number), num_episodes)
-        moved, timesteps = step(keys, states, actions, environment.params)
+        actions = greedy(agent_state, timesteps.observation)
+        moved, timesteps = move(environment, jax.random.fold_in(step_key, number), states, actions)
         # An environment whose episode has ended stands still.
         ended = states.episodes > 0
         states, timesteps = jax.tree.map(
@@ -279,7 +353,7 @@ def evaluate(
         return number + 1, states, timesteps
 
     start = (jnp.zeros((), jnp.int32), states, timesteps)
-    _, states, _ = jax.lax.while_loop(unfinished, move, start)
+    _, states, _ = jax.lax.while_loop(unfinished, play, start)
     ended = states.episodes > 0
     returns = jnp.where(ended, states.last_total, states.total)
     return returns.mean(), ended.mean()

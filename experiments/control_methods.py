@@ -13,7 +13,7 @@ from bellmax.agents.networks import value
 from bellmax.envs import ArraySpec, DiscreteSpec, Environment, gridworlds, tabular, wrappers
 from bellmax.envs.adapters import atari, gymnasium, gymnax
 from bellmax.experiments import config as config_lib
-from bellmax.experiments import control_loop, errors, optimizers
+from bellmax.experiments import control_actions, control_loop, errors, optimizers
 from bellmax.experiments.control_config import ControlConfig, EnvironmentConfig
 from bellmax.experiments.control_replay import Options, Replay
 
@@ -51,6 +51,8 @@ SOURCES: dict[str, Callable[[str], Environment]] = {
 def make_environment(config: EnvironmentConfig) -> Environment:
     """Returns the environment of a config, which resets by itself and records its episodes.
 
+    Continuous actions are in [-1, 1], see `control_actions.unit_actions`.
+
     Args:
       config: the data group.
 
@@ -67,7 +69,7 @@ def make_environment(config: EnvironmentConfig) -> Environment:
         )
     with config_lib.user_errors("config.data"):
         try:
-            environment = SOURCES[config.source](config.name)
+            environment = control_actions.unit_actions(SOURCES[config.source](config.name))
         except ImportError as error:
             raise errors.UserError(f"config.data: {error}") from error
         if config.sticky_actions:

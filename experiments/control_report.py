@@ -1,15 +1,72 @@
-"""What a `control` run shows at its end: a table and learning curves with intervals."""
+"""What a `control` run says at its start and shows at its end: table and learning curves."""
 
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
+from bellmax.agents import networks
 from bellmax.experiments import metrics, plots, statistics
+from bellmax.experiments.control_config import ControlConfig
+from bellmax.experiments.control_policy_config import OffPolicyConfig, RolloutConfig
 
 _SEED = "evaluation/return_seed_"
+
+
+def describe_replay(config: ControlConfig | OffPolicyConfig, seeds: Any) -> Sequence[str]:
+    """Returns what a run that learns from a replay is made of, in lines.
+
+    Args:
+      config: the run.
+      seeds: the states of all seeds.
+    """
+    keys, agent = config.train, seeds.agent
+    learnt = agent.params if isinstance(config, ControlConfig) else agent[:2]
+    outputs = ""
+    if isinstance(config, ControlConfig):
+        outputs = f", {config.model.num_outputs} {config.model.law} outputs an action"
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(seeds.replay))
+    return (
+        _environments(config),
+        f"network: {networks.num_parameters(learnt) // keys.num_seeds:,} parameters{outputs}",
+        f"replay: {keys.replay_size:,} transitions a seed, {size / 1e6:.0f} MB in all",
+        _steps(config, f"{keys.num_steps} x {keys.updates_per_step} updates"),
+    )
+
+
+def describe_rollouts(config: RolloutConfig, seeds: Any) -> Sequence[str]:
+    """Returns what a run that learns from its own rollouts is made of, in lines.
+
+    Args:
+      config: the run.
+      seeds: the states of all seeds.
+    """
+    keys, loss = config.train, config.loss
+    count = networks.num_parameters(seeds.agent.params) // keys.num_seeds
+    updates = " and ".join(
+        f"{epochs} x {parts}" for epochs, parts in zip(loss.epochs, loss.minibatches, strict=True)
+    )
+    return (
+        _environments(config),
+        f"networks: {count:,} parameters",
+        f"rollouts: {keys.env_steps_per_round:,} steps, {updates} updates on each",
+        _steps(config, f"{keys.num_rollouts} rollouts"),
+    )
+
+
+def _environments(config: ControlConfig | OffPolicyConfig | RolloutConfig) -> str:
+    return f"environment: {config.data.name}, {config.train.num_environments} of them a seed"
+
+
+def _steps(config: ControlConfig | OffPolicyConfig | RolloutConfig, rounds: str) -> str:
+    keys = config.train
+    return (
+        f"steps: {keys.num_env_steps:,} environment steps of each of {keys.num_seeds} seeds, "
+        f"{rounds}, by each of {', '.join(config.loss.names)}"
+    )
 
 
 def seed_columns(returns: Float[np.ndarray, " S"]) -> dict[str, float]:

@@ -1,10 +1,10 @@
-"""The keys of a `control` run, each with its unit; the other configs of this folder start here."""
+"""The keys of `control` runs, each with its unit; the other configs of this folder start here."""
 
 import ml_collections
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Returns every key that may be overridden, with the values of the smallest run."""
+    """Returns the keys of laws of returns from a replay, with the values of the smallest run."""
     return ml_collections.ConfigDict(
         {
             "seed": 0,
@@ -77,3 +77,78 @@ def get_config() -> ml_collections.ConfigDict:
             },
         }
     )
+
+
+def _policies(flow: str) -> dict:
+    """Returns the keys that flows of policies share; their default is CartPole."""
+    shared = get_config().to_dict()
+    kept = ("num_seeds", "evaluation_steps", "log_every", "keep_checkpoints")
+    meshes = ("mesh_data", "mesh_fsdp", "mesh_tensor")
+    return {
+        "flow": flow,
+        "seed": 0,
+        "model": {
+            "hidden_sizes": (64, 64),  # Of policy and values each.
+            "activation": "tanh",  # tanh, relu.
+            "initial_std": 1.0,  # Of continuous actions, in units of half their range.
+        },
+        "optimizer": shared["optimizer"] | {"eps": 1e-5, "max_grad_norm": 0.5},
+        "data": shared["data"] | {"source": "gymnax", "name": "CartPole-v1"},
+        "train": {name: shared["train"][name] for name in (*kept, *meshes)}
+        | {"num_env_steps": 100_000, "evaluation_episodes": 16},
+    }
+
+
+def get_rollout_config() -> ml_collections.ConfigDict:
+    """Returns the keys of policies that learn from their own rollouts."""
+    keys = _policies("rollouts")
+    keys["optimizer"] |= {"schedule": "linear", "end_fraction": 0.0}
+    keys["loss"] = {
+        "names": ("ppo",),  # ppo, mdpo.
+        "epochs": (10,),  # Passes over a rollout, of each.
+        "minibatches": (8,),  # Parts of a pass, an update each, of each.
+        "discount": 0.99,
+        "trace_decay": 0.95,  # lambda of generalised advantage estimation.
+        "clip_epsilon": 0.2,  # ppo.
+        "value_coefficient": 0.5,
+        "value_clip": 0.0,  # 0: none.
+        "entropy_coefficient": 0.0,
+        "normalise_advantages": True,
+        "reward_scale": 1.0,  # Rewards are multiplied by it before they are learnt from.
+    }
+    keys["train"] |= {
+        "num_environments": 8,  # Of each seed.
+        "rollout_length": 128,  # Steps of each environment.
+        "rollouts_per_step": 2,  # One step of the loop is one program.
+        "evaluate_every": 5,
+        "checkpoint_every": 25,
+    }
+    return ml_collections.ConfigDict(keys)
+
+
+def get_off_policy_config() -> ml_collections.ConfigDict:
+    """Returns the keys of policies that learn from a replay."""
+    keys = _policies("replay")
+    keys["model"]["activation"] = "relu"
+    keys["loss"] = {
+        "names": ("mdpo_off_policy",),  # mdpo_off_policy, sac.
+        "discount": 0.99,
+        "target_decay": 0.995,
+        "inverse_step": 1.0,  # 1 / t, in units of the value a nat.
+        "entropy_weight": 0.2,  # lambda, likewise; the inverse step of sac.
+        "num_inner_steps": 1000,  # Updates between renewals of the old policy.
+        "output_penalty": 1e-3,
+        "reward_scale": 1.0,  # Rewards are multiplied by it before they are learnt from.
+    }
+    keys["train"] |= {
+        "num_env_steps": 40_000,
+        "num_environments": 4,  # Of each seed.
+        "env_steps_per_update": 4,
+        "updates_per_step": 250,  # One step of the loop is one program.
+        "batch_size": 128,
+        "replay_size": 40_000,  # Transitions of each seed.
+        "learning_starts": 1000,  # Environment steps of each seed.
+        "evaluate_every": 4,
+        "checkpoint_every": 20,
+    }
+    return ml_collections.ConfigDict(keys)

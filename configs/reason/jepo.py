@@ -33,5 +33,5 @@ def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
         ("jepo", "jepo_single", "answers"), variant or "long_form", beta=0.001
     )
     # As in the paper.
-    config.train.batch_size, config.train.group_size = 64, 4
+    config.update({"train": {"batch_size": 64, "group_size": 4}})
     return config

@@ -3,16 +3,50 @@
 import jax.numpy as jnp
 import pytest
 
-from bellmax.configs.control import c51_q_lambda
+from bellmax.configs.control import c51_q_lambda, mdpo_off_policy, ppo
 from bellmax.envs import DiscreteSpec
-from bellmax.experiments import config, control_config, control_methods, errors
+from bellmax.experiments import (
+    config,
+    control,
+    control_config,
+    control_methods,
+    control_policies,
+    control_policy_config,
+    errors,
+)
 
-NAMES = config.config_names("control")
+LAWS = ("c51_q_lambda", "qr_q_lambda")
+POLICIES = {"ppo": ppo, "mdpo": ppo, "mdpo_off_policy": mdpo_off_policy}
+
+
+def test_every_config_is_looked_at_here():
+    assert set(config.config_names("control")) == {*LAWS, *POLICIES}
 
 
 @pytest.mark.parametrize(
     "specification",
-    [*NAMES, *(f"{name}:{variant}" for name in NAMES for variant in c51_q_lambda.VARIANTS)],
+    [
+        *POLICIES,
+        *(f"{name}:{variant}" for name, of in POLICIES.items() for variant in of.VARIANTS),
+    ],
+)
+def test_policies_load_and_are_checked(specification):
+    keys = control.parse(config.load("control", specification))
+    assert not isinstance(keys, control_config.ControlConfig)
+    control_policy_config.check(keys)
+    assert keys.data.source in control_methods.SOURCES
+    name = specification.split(":")[0]
+    assert keys.loss.names == (name,)
+    if isinstance(keys, control_policy_config.RolloutConfig):
+        assert name in control_policies.ON_POLICY
+    else:
+        assert name in control_policies.OFF_POLICY
+        assert keys.train.num_updates * keys.train.env_steps_per_update > 10_000
+
+
+@pytest.mark.parametrize(
+    "specification",
+    [*LAWS, *(f"{name}:{variant}" for name in LAWS for variant in c51_q_lambda.VARIANTS)],
 )
 def test_loads_and_is_checked(specification):
     keys = config.to_dataclass(control_config.ControlConfig, config.load("control", specification))
@@ -35,6 +69,14 @@ def test_tabular_variants_make_networks_and_environments(variant):
     assert environment.action_spec == DiscreteSpec(4)
 
 
-def test_an_unknown_variant_is_named():
-    with pytest.raises(errors.UserError, match="Did you mean 'minatar_breakout'"):
-        config.load("control", "c51_q_lambda:minatar_breakot")
+@pytest.mark.parametrize(
+    ("specification", "meant"),
+    [
+        ("c51_q_lambda:minatar_breakot", "minatar_breakout"),
+        ("mdpo:cartpol", "cartpole"),
+        ("mdpo_off_policy:pendlum", "pendulum"),
+    ],
+)
+def test_an_unknown_variant_is_named(specification, meant):
+    with pytest.raises(errors.UserError, match=f"Did you mean '{meant}'"):
+        config.load("control", specification)

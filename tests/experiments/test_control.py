@@ -18,6 +18,7 @@ from bellmax.experiments import (
     control_loop,
     control_methods,
     control_report,
+    control_training,
     errors,
     mesh,
     metrics,
@@ -199,9 +200,9 @@ def windows(config, devices):
     """Trains without files for three windows, and returns the seeds."""
     environment = control_methods.make_environment(config.data)
     setup = control_methods.make_setup(config, 0, environment)
-    state = control._start(setup, config.train.num_seeds)(jax.random.key(0))
-    state = jax.device_put(state, control._sharding(devices, state))
-    step = jax.jit(control._train_step(setup, config, devices))
+    state = control_training.start(setup, config.train.num_seeds)(jax.random.key(0))
+    state = jax.device_put(state, control_training.sharding(devices, state))
+    step = jax.jit(control_training.train_step(setup, config.train, devices))
     for number in range(3):
         state, _ = step(state, (), jax.random.key(number))
     return jax.device_get(state.seeds)
@@ -285,8 +286,8 @@ def test_every_method_and_law_makes_a_window(name, law):
     environment = control_methods.make_environment(config.data)
     setup = control_methods.make_setup(config, 0, environment)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    state = jax.eval_shape(control._start(setup, 2), key)
-    step = control._train_step(setup, config, mesh.make_mesh())
+    state = jax.eval_shape(control_training.start(setup, 2), key)
+    step = control_training.train_step(setup, config.train, mesh.make_mesh())
     after, found = jax.eval_shape(lambda state, key: step(state, (), key), state, key)
 
     def types(tree):
@@ -318,6 +319,7 @@ def test_exploration_declines_over_environment_steps():
     state = setup.agent.init(jax.random.key(0), params=params)
 
     def epsilon(updates):
+        assert setup.behaviour is not None
         probs = setup.behaviour(
             state._replace(step=jnp.asarray(updates)), jnp.ones((1, 4)), jax.random.key(0)
         )
@@ -374,7 +376,7 @@ def test_what_cannot_be_trained_is_refused_by_the_key(groups, message, tmp_path,
     def stop(*_):
         raise errors.UserError("nothing is wrong")
 
-    monkeypatch.setattr(control, "_start", stop)
+    monkeypatch.setattr(control_training, "start", stop)
     with pytest.raises(errors.UserError, match=message or "nothing is wrong"):
         control.train(make_config(**groups), tmp_path)
 
@@ -404,10 +406,10 @@ def test_skipped_updates_of_any_seed_are_counted(monkeypatch):
 
     monkeypatch.setattr(control_loop, "train_window", window)
     setup: control_loop.Setup = None  # pyright: ignore[reportAssignmentType]
-    step = control._train_step(setup, config, devices)
+    step = control_training.train_step(setup, config.train, devices)
     counts = jnp.array([7.0, 1.0])
     none = jnp.zeros(2)
     seeds = control_loop.State(counts, none, none, none, none)  # pyright: ignore
-    _, found = step(control.State(jnp.zeros((), jnp.int32), seeds), (), jax.random.key(0))
+    _, found = step(control_training.State(jnp.zeros((), jnp.int32), seeds), (), jax.random.key(0))
     assert float(found["updates/skipped"]) == 8.0
     assert float(found["loss"]) == 4.0

@@ -167,7 +167,12 @@ def test_nothing_is_learnt_before_it_starts():
 def test_evaluation_plays_one_greedy_episode_each(environment, greedy, max_steps, expected):
     setup = make(environment, greedy=greedy)
     found = control_loop.evaluate(
-        setup, None, jax.random.key(0), num_episodes=3, max_steps=max_steps
+        setup.environment,
+        setup.greedy,
+        None,
+        jax.random.key(0),
+        num_episodes=3,
+        max_steps=max_steps,
     )
     assert tuple(map(float, found)) == expected
 
@@ -180,9 +185,13 @@ def test_episodes_that_end_early_wait_for_the_others():
         return inner.step(key, place, jax.random.bernoulli(key, 0.4).astype(jnp.int32), params)
 
     setup = make(line(2, 99)._replace(step=step))
-    play = jax.jit(
-        functools.partial(control_loop.evaluate, setup, None, num_episodes=4000, max_steps=300)
-    )
+
+    @jax.jit
+    def play(key):
+        return control_loop.evaluate(
+            setup.environment, setup.greedy, None, key, num_episodes=4000, max_steps=300
+        )
+
     returns, ended = play(jax.random.key(0))
     assert float(ended) == 1.0
     # Two successes of chance 0.4 take 5 steps on average, with variance 2 * 0.6 / 0.16.
