@@ -5,9 +5,9 @@ Learning, 2025, https://arxiv.org/abs/2503.19595
 Command (programs that fit examples; another task, one of `tasks.TASKS`):
   python -m bellmax.experiments.reason --config=pass_at_k --workdir=runs/pass_at_k
   python -m bellmax.experiments.reason --config=pass_at_k:countdown --workdir=runs/countdown
-Expected on programs (claim `pass_at_k_training`, 3 seeds, 150 steps, `config.loss.k=8`): from pass@1
-0.159 and pass@8 0.463 of the start, training on pass@8 comes to 0.192 and 0.528 (0.473 to 0.568),
-RLOO to 0.232 and 0.364 (0.334 to 0.408).
+Expected on programs (claim `pass_at_k_training`, 3 seeds, 150 steps, `config.loss.k=8`): pass@1 and
+pass@8 from 0.159 and 0.463 of the start to 0.192 and 0.528 (0.473 to 0.568) by training on pass@8,
+to 0.232 and 0.364 (0.334 to 0.408) by RLOO.
 Cost: two to three minutes of CPU time on 2 cores, half of it compilation.
 """
 
