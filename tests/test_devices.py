@@ -19,7 +19,12 @@ AGENTS = sorted(path.stem for path in TESTS.glob("agents/device_layouts_*.py"))
 @pytest.mark.parametrize(
     ("script", "devices", "printed"),
     [
-        ("losses/device_losses.py", 8, ["every", "loss", "on", "8", "devices"]),
+        pytest.param(
+            "losses/device_losses.py",
+            8,
+            ["every", "loss", "on", "8", "devices"],
+            marks=pytest.mark.slow,
+        ),
         ("agents/device_layouts.py", 8, [f"{a}/{layout}" for a in AGENTS for layout in LAYOUTS]),
         ("experiments/device_mesh.py", 8, ["rules", "batch", "steps", "scanned", "refused"]),
         pytest.param(

@@ -60,4 +60,4 @@ def make_batch():
 
 def make_case(axis_name):
     one, spread = make_agent(None), make_agent(axis_name)
-    return one.update, spread.update, one.init(jax.random.key(0)), make_batch(), 2e-6
+    return one.update, spread.update, one.init(jax.random.key(0)), make_batch(), 3e-5

@@ -222,6 +222,7 @@ def test_state_can_be_donated_and_holds_an_opponent_only_where_asked():
     assert kept[2] == kept[1]
 
 
+@pytest.mark.slow
 def test_self_play_finds_the_regularised_equilibrium():
     """Two tokens with P(0 beats 1) = 0.7 and a uniform reference: pi(0) = sigmoid(0.2 / tau).
 

@@ -313,14 +313,14 @@ def test_what_is_wrong_is_named():
     with pytest.raises(ValueError, match="average must be one of prompts, tokens"):
         make_agent(EVERY["agro"], average="rows")
     agent = make_agent(EVERY["ppo"])
+    batch, state = all_groups(2), start(agent)
     with pytest.raises(ValueError, match="critic"):
-        agent.update(start(agent), all_groups(2))
-    batch = all_groups(2)
+        jax.eval_shape(agent.update, state, batch)
     with pytest.raises(ValueError, match=r"batch\.rewards must have shape \(81, 2\)"):
-        make_agent(EVERY["agro"]).update(start(agent), batch._replace(rewards=jnp.zeros(81)))
+        make_agent(EVERY["agro"]).update(state, batch._replace(rewards=jnp.zeros(81)))
     loss_fn = completion_losses.policy_gradient(completion_losses.greedy_baseline())
     with pytest.raises(ValueError, match="greedy_rewards"):
-        make_agent(loss_fn).update(start(agent), batch._replace(greedy_rewards=None))
+        jax.eval_shape(make_agent(loss_fn).update, state, batch._replace(greedy_rewards=None))
     wrongs: tuple[dict[str, Any], ...] = (
         {"kl": "both"},
         {"over": "max"},

@@ -102,6 +102,7 @@ def plain(from_file):
     return from_file()
 
 
+@pytest.mark.slow
 def test_every_named_loss_takes_steps(from_file):
     names = tuple(preference_losses.PAIR_LOSSES)
     workdir = from_file(
@@ -154,6 +155,7 @@ def test_the_reference_is_computed_once(plain, tiny_config, pairs_file, monkeypa
         align.train(changed, plain)
 
 
+@pytest.mark.slow
 def test_killing_a_run_changes_nothing(processes, tiny_overrides):
     """SIGTERM, then SIGKILL at a random moment, then to the end: the bits of an undisturbed run."""
     overrides = tiny_overrides(

@@ -8,6 +8,7 @@ from bellmax.experiments import errors
 from bellmax.experiments.claims import adan_trajectory, gpo_blind_spot, gpo_trade_off, registry
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adan_trajectory", "gpo_blind_spot"])
 def test_quick_claims_hold(name, tmp_path):
     outcome = registry.load(name).run(1, tmp_path)
@@ -15,6 +16,7 @@ def test_quick_claims_hold(name, tmp_path):
     assert outcome.picture.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_trade_off_holds_on_one_seed(tmp_path):
     outcome = registry.load("gpo_trade_off").run(1, tmp_path)
     assert outcome.passed, outcome.figure

@@ -32,6 +32,7 @@ def _reach():
         yield
 
 
+@pytest.mark.slow
 def test_a_policy_learns_from_a_replay(tmp_path):
     """How such a run goes on after being stopped is the loop's, and tested in test_control.py."""
     config = make_config("replay")

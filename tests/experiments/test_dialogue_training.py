@@ -39,6 +39,7 @@ def tiny(**groups):
     return dataclasses.replace(config, optimizer=keys)
 
 
+@pytest.mark.slow
 def test_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     (expected,) = dialogue_training.train(tiny(), whole)

@@ -257,6 +257,7 @@ def test_what_cannot_be_trained_is_refused_by_the_key(groups, message, tmp_path)
         horizon.train(make_config(**groups), tmp_path)
 
 
+@pytest.mark.slow
 def test_the_command_line(run_main, tmp_path):
     overrides = {
         "loss.names": "('td_dd','vae')",

@@ -132,6 +132,7 @@ def test_every_method_makes_a_step(name, prepared, monkeypatch):
     }
 
 
+@pytest.mark.slow
 def test_a_file_of_pairs_trains_judge_and_policy(tiny_reason_config, tmp_path, pairs_file):
     config = tiny_reason_config(
         data={"source": "jsonl", "path": str(pairs_file), "held_out_fraction": 0.4},
@@ -145,6 +146,7 @@ def test_a_file_of_pairs_trains_judge_and_policy(tiny_reason_config, tmp_path, p
     assert np.isnan(rows[1]["exploitability"])
 
 
+@pytest.mark.slow
 def test_sampled_and_exact_figures_agree(prepared):
     run, policies = prepared
     judge, rewards = reason_stages.make_judges(run, policies[0])

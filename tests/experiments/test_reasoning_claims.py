@@ -17,6 +17,7 @@ from bellmax.experiments.claims import (
 NAMES = ("agro_tabular", "copg_bandit", "jepo_bounds", "mdpo_inner_steps", "pass_at_k_types")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "seeds"), [("agro_tabular", 1), ("jepo_bounds", 2), ("mdpo_inner_steps", 1)]
 )

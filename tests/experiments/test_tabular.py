@@ -113,6 +113,7 @@ def test_trees(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_a_second_run_writes_anew(tmp_path):
     config = make(
         games={"names": ("rater_types:0.1", "random:4"), "methods": ("nash_md",)},

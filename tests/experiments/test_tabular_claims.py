@@ -19,6 +19,7 @@ QUICK = ("nash_md_last_iterate", "inpo_last_iterate", "nlhf_rater_types")
 SLOW = ("ipo_md_equivalence", "mtpo_tabular")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", QUICK)
 def test_quick_claims_hold(name, tmp_path):
     outcome = registry.load(name).run(1, tmp_path)

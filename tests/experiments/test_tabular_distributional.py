@@ -65,6 +65,7 @@ def laws(tmp_path_factory):
     return config, workdir, tabular.run(config, workdir)
 
 
+@pytest.mark.slow
 def test_errors_fall_with_samples_down_to_the_known_bias(laws):
     _, _, result = laws
     found = {(row["method"], row["samples"]): row["error"] for row in result["errors"]}
@@ -131,6 +132,7 @@ def contraction(tmp_path_factory):
     return workdir, tabular.run(config, workdir)
 
 
+@pytest.mark.slow
 def test_contraction_is_ordered(contraction):
     _, result = contraction
     rows = {(row["alpha"], row["lambda"]): row for row in result["contraction"]}

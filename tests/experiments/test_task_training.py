@@ -107,6 +107,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(finished, tmp_path
     assert (tmp_path / "result.json").read_text() == (workdir / "result.json").read_text()
 
 
+@pytest.mark.slow
 def test_answers_without_a_verifier_are_learnt(tmp_path):
     rows = task_training.train(make_config("long_form", ("jepo",)), tmp_path)
     best = rows[0]["answers/best"]

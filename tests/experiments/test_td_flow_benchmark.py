@@ -74,6 +74,7 @@ def test_the_solvers_are_one_function(params):
     np.testing.assert_allclose(found, ours, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["TD2-CFM", "TD-CFM"])
 def test_the_updates_are_one_update(params, name):
     learner = td_flow_torch.TorchLearner(torch, CONFIG, params, name)

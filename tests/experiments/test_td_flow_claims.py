@@ -8,6 +8,8 @@ from bellmax.experiments.claims import registry
 from bellmax.experiments.claims import td_flow_variance as claim
 
 DISCOUNTS = (0.2, 0.5, 0.8, 0.95)
+# A quarter of a million samples at four discounts.
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -103,6 +103,7 @@ def test_a_time_is_embedded_by_geometric_frequencies():
     np.testing.assert_allclose(found, [*np.sin(angles), *np.cos(angles)], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_field_can_be_learnt(name):
     """The straight paths to two points, one for each condition: (c - x) / (1 - t)."""

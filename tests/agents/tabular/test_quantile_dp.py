@@ -68,6 +68,7 @@ def truth():
         return jnp.broadcast_to(support, laws.shape), laws
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_atoms", "error"), [(11, 0.61174), (31, 0.19644), (101, 0.04519), (301, 0.01352)]
 )
