@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from bellmax import losses
-from bellmax.agents import critics, language
+from bellmax.agents import critics, language, updates
 from bellmax.agents.agent import CompletionBatch, Metrics, Params
 
 
@@ -201,16 +201,7 @@ def log_probs(
         correct_answers=batch.correct_answers,
         answer_mask=as_masks[1],
     )
-    if batch.weight is None:
-        return group
-    counts = batch.weight > 0
-    # Before the loss, not after: the gradient of NaN times 0 is NaN.
-    return jax.tree.map(
-        lambda array: jnp.where(
-            counts.reshape(-1, *[1] * (array.ndim - 1)), array, jnp.zeros_like(array)
-        ),
-        group,
-    )
+    return group if batch.weight is None else updates.where_counted(group, batch.weight)
 
 
 def diagnostics(group: CompletionLogProbs) -> Metrics:

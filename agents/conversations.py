@@ -79,17 +79,6 @@ def mask_logits(logits: Float[Array, "... V"], *, legal: Array | None) -> Float[
     return logits if legal is None else jnp.where(legal, logits, -jnp.inf)
 
 
-def _divergences(logits: Array, reference_logits: Array) -> Array:
-    """KL of the next token's law from the reference's, [..., V] to [...]; -inf is no choice."""
-    possible = jnp.isfinite(logits)
-    log_probs = jax.nn.log_softmax(logits)
-    # Selected before the difference: -inf minus -inf is NaN, and so is its gradient.
-    ratios = jnp.where(possible, log_probs, 0.0) - jnp.where(
-        possible, jax.nn.log_softmax(reference_logits), 0.0
-    )
-    return jnp.sum(jnp.exp(log_probs) * ratios, axis=-1)
-
-
 def turn_laws(
     model: language.LanguageModel,
     params: Params,
@@ -136,7 +125,7 @@ def turn_laws(
     states = jnp.take_along_axis(hidden.astype(jnp.float32), starts[..., None], axis=1)
     states = value_gradient * states + (1 - value_gradient) * jax.lax.stop_gradient(states)
     values = states @ params["value"]["kernel"] + params["value"]["bias"]
-    laws = TurnLaws(by_turn(said), by_turn(_divergences(logits, reference_logits)), values)
+    laws = TurnLaws(by_turn(said), by_turn(losses.categorical_kl(logits, reference_logits)), values)
     return jax.tree.map(lambda value: jnp.where(there, value, 0.0), laws)
 
 

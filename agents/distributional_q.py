@@ -279,14 +279,11 @@ def update(
     )
     steps = found.backup
     weight = jnp.ones(batch.rewards.shape[0]) if batch.weight is None else batch.weight
-    counts = weight > 0
-    first = batch.observations[:, 0]
-    # Before the network and before the loss, not after: the gradient of NaN times 0 is NaN.
-    first = jnp.where(counts.reshape(-1, *[1] * (first.ndim - 1)), first, 0)
+    first = updates.where_counted(batch.observations[:, 0], weight)
 
     def objective(params):
         taken = _of_taken(apply(params, first, keys[2]), batch)
-        taken = jnp.where(counts[:, None], taken, 0.0)
+        taken = updates.where_counted(taken, weight)
         loss = law.loss(
             taken,
             found.next_outputs,
@@ -298,11 +295,7 @@ def update(
         )
         traces = steps.traces.mean(axis=-1) if steps.traces.size else jnp.zeros_like(loss)
         watched = {"q/mean": law.expectation(taken), "traces/mean": traces}
-        return updates.Sums(
-            loss=updates.weighted_sum(loss, weight),
-            count=jnp.sum(weight),
-            metrics={name: updates.weighted_sum(value, weight) for name, value in watched.items()},
-        )
+        return updates.weighted_sums(loss, weight, watched)
 
     params, opt_state, metrics = updates.gradient_step(
         objective, state.params, state.opt_state, optimizer=optimizer, axis_name=axis_name

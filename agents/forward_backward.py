@@ -317,11 +317,7 @@ def update(
         )
         spread = losses.orthonormality_loss(reached, reached_by_all, pool_weights=pool.others)
         watched = {"forward_backward/loss": measure, "orthonormality/loss": spread}
-        return updates.Sums(
-            loss=updates.weighted_sum(measure + orthonormality_weight * spread, weight),
-            count=jnp.sum(weight),
-            metrics={name: updates.weighted_sum(value, weight) for name, value in watched.items()},
-        )
+        return updates.weighted_sums(measure + orthonormality_weight * spread, weight, watched)
 
     params, opt_state, metrics = updates.gradient_step(
         objective, state.params, state.opt_state, optimizer=optimizer, axis_name=axis_name
@@ -332,7 +328,7 @@ def update(
         features = forward(params.forward, batch.observations, actions, tasks)
         values = jnp.min(jnp.sum(features * tasks[..., None, :], axis=-1), axis=-1)
         loss = losses.deterministic_policy_loss(values)
-        return updates.Sums(updates.weighted_sum(loss, weight), jnp.sum(weight), {})
+        return updates.weighted_sums(loss, weight)
 
     actor_params, actor_opt_state, policy_metrics = updates.gradient_step(
         actor_objective,

@@ -132,11 +132,8 @@ def update(
 
     def critic_objective(params):
         values = critic(params, batch.observations, batch.actions)
-        return updates.Sums(
-            loss=updates.weighted_sum(losses.td3_critic_loss(values, targets) / 2, weight),
-            count=jnp.sum(weight),
-            metrics={"q/mean": updates.weighted_sum(jnp.min(values, axis=-1), weight)},
-        )
+        loss = losses.td3_critic_loss(values, targets) / 2
+        return updates.weighted_sums(loss, weight, {"q/mean": jnp.min(values, axis=-1)})
 
     critic_params, critic_opt_state, metrics = updates.gradient_step(
         critic_objective,
@@ -164,13 +161,7 @@ def update(
             "policy/log_prob": jnp.sum(chances * log_probs, axis=1),
             "kl/old": law.kl(outputs, old),
         }
-        return updates.Sums(
-            loss=updates.weighted_sum(loss, weight),
-            count=jnp.sum(weight),
-            metrics=jax.lax.stop_gradient(
-                {name: updates.weighted_sum(leaf, weight) for name, leaf in watched.items()}
-            ),
-        )
+        return updates.weighted_sums(loss, weight, watched)
 
     actor_params, actor_opt_state, found = updates.gradient_step(
         actor_objective,

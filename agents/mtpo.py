@@ -180,14 +180,11 @@ def act(
     Returns:
       The turns.
     """
-    batch = as_prompts(prompts)
-    return sampling.generate(
+    return sampling.complete(
         decoder,
         (state.params["policy"],),
-        batch.tokens,
+        as_prompts(prompts),
         key,
-        prompt_mask=batch.mask,
-        index=batch.index,
         max_new_tokens=max_new_tokens,
         stop_tokens=stop_tokens,
         **kwargs,
@@ -265,13 +262,7 @@ def update(
             "advantages/std": jnp.broadcast_to(spread, weight.shape),
             "values/mean": laws.values,
         }
-        return updates.Sums(
-            loss=updates.weighted_sum(loss, weight),
-            count=jnp.sum(weight),
-            metrics=jax.lax.stop_gradient(
-                {name: updates.weighted_sum(value, weight) for name, value in watched.items()}
-            ),
-        )
+        return updates.weighted_sums(loss, weight, watched)
 
     params, opt_state, metrics = updates.gradient_step(
         objective, state.params, state.opt_state, optimizer=optimizer, axis_name=axis_name

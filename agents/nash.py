@@ -222,19 +222,9 @@ def update(
         )
         ones = jnp.ones_like(batch.preferences)
         weight = ones if batch.weight is None else batch.weight
-        # Before the loss, not after: the gradient of NaN times 0 is NaN.
-        duel = jax.tree.map(
-            lambda values: jnp.where(
-                weight.reshape(-1, *[1] * (values.ndim - 1)) > 0, values, jnp.zeros_like(values)
-            ),
-            duel,
-        )
+        duel = updates.where_counted(duel, weight)
         watched = diagnostics(duel)
-        return updates.Sums(
-            loss=updates.weighted_sum(loss_fn(duel), weight),
-            count=jnp.sum(weight),
-            metrics={name: updates.weighted_sum(value, weight) for name, value in watched.items()},
-        )
+        return updates.weighted_sums(loss_fn(duel), weight, watched)
 
     params, opt_state, metrics = updates.gradient_step(
         objective, state.params, state.opt_state, optimizer=optimizer, axis_name=axis_name

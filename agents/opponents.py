@@ -85,12 +85,4 @@ def sample(
     Returns:
       The completions.
     """
-    return sampling.generate(
-        law.decoder,
-        law.params_of(state),
-        prompts.tokens,
-        key,
-        prompt_mask=prompts.mask,
-        index=prompts.index,
-        **generation,
-    )
+    return sampling.complete(law.decoder, law.params_of(state), prompts, key, **generation)

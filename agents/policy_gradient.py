@@ -110,16 +110,7 @@ def act(
     Returns:
       The completions.
     """
-    batch = as_prompts(prompts)
-    return sampling.generate(
-        decoder,
-        state.params,
-        batch.tokens,
-        key,
-        prompt_mask=batch.mask,
-        index=batch.index,
-        **generation,
-    )
+    return sampling.complete(decoder, state.params, as_prompts(prompts), key, **generation)
 
 
 def update(
@@ -178,12 +169,7 @@ def update(
             batch,
             chunk_size=chunk_size,
         )
-        watched = completions.diagnostics(group)
-        return updates.Sums(
-            loss=scale * updates.weighted_sum(loss_fn(group), weight),
-            count=jnp.sum(weight),
-            metrics={name: updates.weighted_sum(value, weight) for name, value in watched.items()},
-        )
+        return updates.weighted_sums(scale * loss_fn(group), weight, completions.diagnostics(group))
 
     (params, value_params), opt_state, metrics = updates.gradient_step(
         objective,

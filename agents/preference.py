@@ -257,11 +257,7 @@ def update(
         # Before the loss, not after: the gradient of NaN times 0 is NaN.
         pair = jax.tree.map(lambda values: jnp.where(weight > 0, values, 1.0), pair)
         watched = diagnostics(pair, reward_scale=reward_scale)
-        return updates.Sums(
-            loss=updates.weighted_sum(loss_fn(pair), weight),
-            count=jnp.sum(weight),
-            metrics={name: updates.weighted_sum(value, weight) for name, value in watched.items()},
-        )
+        return updates.weighted_sums(loss_fn(pair), weight, watched)
 
     params, opt_state, metrics = updates.gradient_step(
         objective, state.params, state.opt_state, optimizer=optimizer, axis_name=axis_name

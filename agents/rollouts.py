@@ -228,18 +228,21 @@ def prepare(
     row_weight = jnp.ones(batch.rewards.shape[0]) if batch.weight is None else batch.weight
     weight = row_weight[:, None] * (1.0 - _true(batch.begins).astype(jnp.float32))
 
-    def clean(leaf):
-        # Before the networks and before the loss, not after: the gradient of NaN times 0 is NaN.
-        counts = weight.reshape(*weight.shape, *[1] * (leaf.ndim - 2)) > 0
-        return jnp.where(counts, leaf, jnp.zeros_like(leaf))
-
-    columns = (full.behaviour_log_probs, full.behaviour_values, full.value_targets)
-    log_probs, values, targets = (clean(leaf) for leaf in columns)
-    advantages = clean(full.advantages)
+    observations, actions, log_probs, values, targets, advantages = updates.where_counted(
+        (
+            batch.observations[:, :-1],
+            batch.actions,
+            full.behaviour_log_probs,
+            full.behaviour_values,
+            full.value_targets,
+            full.advantages,
+        ),
+        weight,
+    )
     centred, spread = _standard(advantages, weight, axis_name)
     return Rows(
-        observations=clean(batch.observations[:, :-1]),
-        actions=clean(batch.actions),
+        observations=observations,
+        actions=actions,
         behaviour_log_probs=log_probs,
         behaviour_values=values,
         advantages=centred if normalise_advantages else advantages,
@@ -316,13 +319,7 @@ def step(
             "advantages/std": jnp.broadcast_to(rows.spread, values.shape),
         }
         total = loss + value_coefficient * value_loss - entropy_coefficient * entropy
-        return updates.Sums(
-            loss=updates.weighted_sum(total, rows.weight),
-            count=jnp.sum(rows.weight),
-            metrics=jax.lax.stop_gradient(
-                {name: updates.weighted_sum(leaf, rows.weight) for name, leaf in watched.items()}
-            ),
-        )
+        return updates.weighted_sums(total, rows.weight, watched)
 
     return updates.gradient_step(
         objective, params, opt_state, optimizer=optimizer, axis_name=axis_name

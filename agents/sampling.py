@@ -16,10 +16,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from bellmax.agents import decoders, token_laws
-from bellmax.agents.agent import Params
+from bellmax.agents.agent import Params, PromptBatch
 from bellmax.agents.decoders import as_decoder, combine
 
-__all__ = ["Completion", "as_decoder", "combine", "generate", "join"]
+__all__ = ["Completion", "as_decoder", "combine", "complete", "generate", "join"]
 
 
 class Completion(NamedTuple):
@@ -116,6 +116,32 @@ def generate(
         stop_tokens=tuple(int(token) for token in stop_tokens),
     )
     return jax.lax.stop_gradient(completion)
+
+
+def complete(
+    decode_fn: Any, params: Params, prompts: PromptBatch, key: PRNGKeyArray, **generation: Any
+) -> Completion:
+    """Samples a completion of each prompt of a batch.
+
+    Args:
+      decode_fn: the model, see `generate`.
+      params: its parameters.
+      prompts: the prompts; a row's randomness is decided by its `index`.
+      key: randomness; consumed.
+      **generation: further arguments of `generate`.
+
+    Returns:
+      The completions.
+    """
+    return generate(
+        decode_fn,
+        params,
+        prompts.tokens,
+        key,
+        prompt_mask=prompts.mask,
+        index=prompts.index,
+        **generation,
+    )
 
 
 def _check(prompts, prompt_mask, index, max_new_tokens, stop_tokens) -> None:

@@ -200,11 +200,7 @@ def update(
     def critic_objective(params):
         values = critic(params, batch.observations, batch.actions)
         loss = losses.td3_critic_loss(values, targets)
-        return updates.Sums(
-            loss=updates.weighted_sum(loss, weight),
-            count=jnp.sum(weight),
-            metrics={"q/mean": updates.weighted_sum(jnp.min(values, axis=-1), weight)},
-        )
+        return updates.weighted_sums(loss, weight, {"q/mean": jnp.min(values, axis=-1)})
 
     critic_params, critic_opt_state, metrics = updates.gradient_step(
         critic_objective,
@@ -218,7 +214,7 @@ def update(
         actions = actor(params, batch.observations)
         values = critic(critic_params, batch.observations, actions)[..., 0]
         loss = losses.deterministic_policy_loss(values)
-        return updates.Sums(updates.weighted_sum(loss, weight), jnp.sum(weight), {})
+        return updates.weighted_sums(loss, weight)
 
     step = state.step + 1
 

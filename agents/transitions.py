@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from bellmax.agents import updates
 from bellmax.agents.agent import TransitionBatch
 
 
@@ -40,13 +41,7 @@ def rows(batch: TransitionBatch, axis_name: str | None = None) -> Rows:
     """
     size = batch.observations.shape[0]
     weight = jnp.ones(size) if batch.weight is None else batch.weight
-
-    def clean(leaf):
-        # Before the networks and before the loss, not after: the gradient of NaN times 0 is NaN.
-        counts = weight.reshape(-1, *[1] * (leaf.ndim - 1)) > 0
-        return jnp.where(counts, leaf, jnp.zeros_like(leaf))
-
-    cleaned: TransitionBatch = jax.tree.map(clean, batch)
+    cleaned: TransitionBatch = updates.where_counted(batch, weight)
     going_on = jnp.ones(size)
     if cleaned.terminated is not None:
         going_on = 1 - jnp.asarray(cleaned.terminated, jnp.float32)

@@ -5,7 +5,7 @@ means of means would weigh a device with few counted examples as much as a full 
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,17 +31,54 @@ class Sums(NamedTuple):
     metrics: Metrics
 
 
-def weighted_sum(values: Float[Array, " B"], weight: Float[Array, " B"]) -> Float[Array, ""]:
+def weighted_sum(values: Float[Array, "*B"], weight: Float[Array, "*B"]) -> Float[Array, ""]:
     """Sums `values * weight` over the batch; a row of weight 0 may hold anything, NaN included.
 
     Args:
-      values: one value per example. [B].
-      weight: one weight per example, >= 0. [B].
+      values: one value per example. [...].
+      weight: one weight per example, >= 0. [...].
 
     Returns:
       The sum, a float32 scalar.
     """
     return jnp.sum(jnp.where(weight > 0, values, 0.0) * weight)
+
+
+def weighted_sums(
+    loss: Float[Array, "*B"], weight: Float[Array, "*B"], watched: Metrics | None = None
+) -> Sums:
+    """Returns the sums over a batch that `gradient_step` averages.
+
+    Args:
+      loss: of each example. [...].
+      weight: of each example, >= 0. [...].
+      watched: what else is averaged, by metric name, [...] each; it passes no gradient.
+
+    Returns:
+      The sums.
+    """
+    metrics = {name: weighted_sum(value, weight) for name, value in (watched or {}).items()}
+    return Sums(weighted_sum(loss, weight), jnp.sum(weight), jax.lax.stop_gradient(metrics))
+
+
+def where_counted(tree: Any, weight: Float[Array, "*B"]) -> Any:
+    """Returns arrays that are 0 in examples of no weight, which may hold anything.
+
+    Taken before the networks and before the loss, not after: the gradient of NaN times 0 is NaN.
+
+    Args:
+      tree: arrays whose leading axes are those of `weight`. [..., *].
+      weight: of each example. [...].
+
+    Returns:
+      The arrays.
+    """
+
+    def keep(leaf):
+        counts = weight.reshape(*weight.shape, *[1] * (jnp.ndim(leaf) - weight.ndim)) > 0
+        return jnp.where(counts, leaf, jnp.zeros_like(leaf))
+
+    return jax.tree.map(keep, tree)
 
 
 def _sum_over(axis_name: str | None, tree):
@@ -118,7 +155,7 @@ def mean_loss_step(
       As `gradient_step`.
     """
     return gradient_step(
-        lambda params: Sums(weighted_sum(loss_fn(params), weight), jnp.sum(weight), {}),
+        lambda params: weighted_sums(loss_fn(params), weight),
         params,
         opt_state,
         optimizer=optimizer,

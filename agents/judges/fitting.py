@@ -174,11 +174,7 @@ def update(
             "rewards/margin": margin,
             "rewards/accuracy": losses.preference_accuracy(margin, jnp.zeros_like(margin)),
         }
-        return updates.Sums(
-            loss=updates.weighted_sum(loss, weight),
-            count=jnp.sum(weight),
-            metrics={name: updates.weighted_sum(value, weight) for name, value in watched.items()},
-        )
+        return updates.weighted_sums(loss, weight, watched)
 
     params, opt_state, metrics = updates.gradient_step(
         objective, state.params, state.opt_state, optimizer=optimizer, axis_name=axis_name
