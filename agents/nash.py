@@ -190,6 +190,7 @@ def update(
     loss_fn: duels.DuelLoss,
     opponent_rule: followers.FollowRule | None = None,
     chunk_size: int | None = None,
+    accumulate_steps: int = 1,
     axis_name: str | None = None,
 ) -> tuple[State, Metrics]:
     """Takes one step on the weighted mean of a loss of duels.
@@ -203,6 +204,8 @@ def update(
       loss_fn: the loss of each duel, [B].
       opponent_rule: how the state's opponent follows the policy, or None where there is none.
       chunk_size: tokens per chunk of the head, or None.
+      accumulate_steps: parts of a batch that are learnt from one after another, see
+        `updates.gradient_step`.
       axis_name: the device axis over which the batch is spread, or None.
 
     Returns:
@@ -211,7 +214,7 @@ def update(
     """
     del key
 
-    def objective(params):
+    def objective(params, batch):
         duel = log_probs(
             model,
             params,
@@ -227,7 +230,13 @@ def update(
         return updates.weighted_sums(loss_fn(duel), weight, watched)
 
     params, opt_state, metrics = updates.gradient_step(
-        objective, state.params, state.opt_state, optimizer=optimizer, axis_name=axis_name
+        objective,
+        state.params,
+        state.opt_state,
+        optimizer=optimizer,
+        axis_name=axis_name,
+        batch=batch,
+        accumulate_steps=accumulate_steps,
     )
     step = state.step + 1
     kept = state.opponent_params
@@ -247,6 +256,7 @@ def make(
     temperature: float = 1.0,
     opponent_rule: followers.FollowRule | None = None,
     chunk_size: int | None = None,
+    accumulate_steps: int = 1,
     axis_name: str | None = None,
 ) -> Agent:
     """Binds the static parts of Nash learning.
@@ -262,6 +272,8 @@ def make(
       opponent_rule: keeps an earlier or averaged policy in the state (`followers.every`,
         `followers.average`); None where neither laws nor loss read one.
       chunk_size: tokens per chunk of the head, or None to hold all logits at once.
+      accumulate_steps: parts of a batch that are learnt from one after another, see
+        `updates.gradient_step`.
       axis_name: the `pmap` or `shard_map` axis over which batches are spread, or None.
 
     Returns:
@@ -301,6 +313,7 @@ def make(
             loss_fn=loss_fn,
             opponent_rule=opponent_rule,
             chunk_size=chunk_size,
+            accumulate_steps=accumulate_steps,
             axis_name=axis_name,
         ),
     )

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from bellmax.agents import (
     completion_losses,
@@ -113,6 +113,10 @@ def act(
     return sampling.complete(decoder, state.params, as_prompts(prompts), key, **generation)
 
 
+def _weight(batch: CompletionBatch) -> Float[Array, " B"]:
+    return jnp.ones(batch.tokens.shape[0]) if batch.weight is None else batch.weight
+
+
 def update(
     state: State,
     batch: CompletionBatch,
@@ -124,6 +128,7 @@ def update(
     critic: critics.Critic | None = None,
     average: str = "prompts",
     chunk_size: int | None = None,
+    accumulate_steps: int = 1,
     axis_name: str | None = None,
 ) -> tuple[State, Metrics]:
     """Takes one step on the weighted mean of a loss of groups.
@@ -138,6 +143,8 @@ def update(
       critic: the critic, or None.
       average: what the sum of losses is divided by, see `make`.
       chunk_size: tokens per chunk of the head, or None.
+      accumulate_steps: parts of a batch that are learnt from one after another, see
+        `updates.gradient_step`.
       axis_name: the device axis over which the batch is spread, or None.
 
     Returns:
@@ -149,16 +156,15 @@ def update(
     """
     del key
     completions.check(batch)
-    rows = batch.tokens.shape[0]
-    weight = jnp.ones(rows, jnp.float32) if batch.weight is None else batch.weight
     scale = jnp.ones((), jnp.float32)
     if average == "tokens":
         tokens = (jnp.asarray(batch.mask) != 0).astype(jnp.float32).sum(axis=(1, 2))
+        weight = _weight(batch)
         counts = jnp.stack([jnp.sum(weight), updates.weighted_sum(tokens, weight)])
         counts = counts if axis_name is None else jax.lax.psum(counts, axis_name)
         scale = counts[0] / jnp.maximum(counts[1], 1)
 
-    def objective(learnt):
+    def objective(learnt, batch):
         params, value_params = learnt
         group = completions.log_probs(
             model,
@@ -169,7 +175,8 @@ def update(
             batch,
             chunk_size=chunk_size,
         )
-        return updates.weighted_sums(scale * loss_fn(group), weight, completions.diagnostics(group))
+        loss = scale * loss_fn(group)
+        return updates.weighted_sums(loss, _weight(batch), completions.diagnostics(group))
 
     (params, value_params), opt_state, metrics = updates.gradient_step(
         objective,
@@ -177,6 +184,8 @@ def update(
         state.opt_state,
         optimizer=optimizer,
         axis_name=axis_name,
+        batch=batch,
+        accumulate_steps=accumulate_steps,
     )
     step = state.step + 1
     return State(params, value_params, state.reference_params, opt_state, step), metrics
@@ -194,6 +203,7 @@ def make(
     critic: critics.Critic | None = None,
     average: str = "prompts",
     chunk_size: int | None = None,
+    accumulate_steps: int = 1,
     axis_name: str | None = None,
 ) -> Agent:
     """Binds the static parts of policy gradients on completions.
@@ -213,6 +223,8 @@ def make(
         number of counted completion tokens in the whole batch (the token-level average of DAPO,
         with a loss that sums over tokens and group).
       chunk_size: tokens per chunk of the head, or None to hold all logits at once.
+      accumulate_steps: parts of a batch that are learnt from one after another, see
+        `updates.gradient_step`.
       axis_name: the `pmap` or `shard_map` axis over which batches are spread, or None.
 
     Returns:
@@ -254,6 +266,7 @@ def make(
             critic=critic,
             average=average,
             chunk_size=chunk_size,
+            accumulate_steps=accumulate_steps,
             axis_name=axis_name,
         ),
     )

@@ -229,6 +229,7 @@ def update(
     loss_fn: PairLoss,
     reward_scale: float = 1.0,
     chunk_size: int | None = None,
+    accumulate_steps: int = 1,
     axis_name: str | None = None,
 ) -> tuple[State, Metrics]:
     """Takes one step on the weighted mean of a pairwise loss.
@@ -243,6 +244,8 @@ def update(
       loss_fn: the loss of each pair, [B].
       reward_scale: multiplies log-ratios into implicit rewards in the metrics; the loss's beta.
       chunk_size: tokens per chunk of the head, or None.
+      accumulate_steps: parts of a batch that are learnt from one after another, see
+        `updates.gradient_step`.
       axis_name: the device axis over which the batch is spread, or None.
 
     Returns:
@@ -251,7 +254,7 @@ def update(
     """
     del key
 
-    def objective(params):
+    def objective(params, batch):
         pair = pair_log_probs(model, params, state.reference_params, batch, chunk_size=chunk_size)
         weight = jnp.ones_like(pair.chosen_log_probs) if batch.weight is None else batch.weight
         # Before the loss, not after: the gradient of NaN times 0 is NaN.
@@ -260,7 +263,13 @@ def update(
         return updates.weighted_sums(loss_fn(pair), weight, watched)
 
     params, opt_state, metrics = updates.gradient_step(
-        objective, state.params, state.opt_state, optimizer=optimizer, axis_name=axis_name
+        objective,
+        state.params,
+        state.opt_state,
+        optimizer=optimizer,
+        axis_name=axis_name,
+        batch=batch,
+        accumulate_steps=accumulate_steps,
     )
     return State(params, state.reference_params, opt_state, state.step + 1), metrics
 
@@ -274,6 +283,7 @@ def make(
     live_reference: bool = True,
     reward_scale: float = 1.0,
     chunk_size: int | None = None,
+    accumulate_steps: int = 1,
     axis_name: str | None = None,
 ) -> Agent:
     """Binds the static parts of offline preference optimisation.
@@ -288,6 +298,8 @@ def make(
       reward_scale: multiplies log-ratios into implicit rewards in the metrics; pass the loss's
         beta.
       chunk_size: tokens per chunk of the head, or None to hold all logits at once.
+      accumulate_steps: parts of a batch that are learnt from one after another, see
+        `updates.gradient_step`.
       axis_name: the `pmap` or `shard_map` axis over which batches are spread, or None.
 
     Returns:
@@ -315,6 +327,7 @@ def make(
             loss_fn=loss_fn,
             reward_scale=reward_scale,
             chunk_size=chunk_size,
+            accumulate_steps=accumulate_steps,
             axis_name=axis_name,
         ),
     )

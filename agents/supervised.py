@@ -63,6 +63,7 @@ def update(
     model: language.LanguageModel,
     optimizer: optax.GradientTransformation,
     chunk_size: int | None = None,
+    accumulate_steps: int = 1,
     axis_name: str | None = None,
 ) -> tuple[State, Metrics]:
     """Takes one step on the mean negative log-likelihood of the counted tokens.
@@ -76,6 +77,8 @@ def update(
       model: the policy as functions.
       optimizer: any optax transformation.
       chunk_size: tokens per chunk of the head, or None; see `language.completion_log_probs`.
+      accumulate_steps: parts of a batch that are learnt from one after another, see
+        `updates.gradient_step`.
       axis_name: the device axis over which the batch is spread, or None.
 
     Returns:
@@ -84,7 +87,7 @@ def update(
     """
     del key
 
-    def objective(params):
+    def objective(params, batch):
         tokens = language.without_padding(batch.tokens, batch.mask, batch.weight)
         token_log_probs = language.completion_log_probs(
             model, params, tokens, chunk_size=chunk_size
@@ -97,7 +100,13 @@ def update(
         return updates.Sums(-total, count, {"log_probs/completion": total})
 
     params, opt_state, metrics = updates.gradient_step(
-        objective, state.params, state.opt_state, optimizer=optimizer, axis_name=axis_name
+        objective,
+        state.params,
+        state.opt_state,
+        optimizer=optimizer,
+        axis_name=axis_name,
+        batch=batch,
+        accumulate_steps=accumulate_steps,
     )
     return State(params, opt_state, state.step + 1), metrics
 
@@ -108,6 +117,7 @@ def make(
     *,
     init_params: Callable[[PRNGKeyArray], Params],
     chunk_size: int | None = None,
+    accumulate_steps: int = 1,
     axis_name: str | None = None,
 ) -> Agent:
     """Binds the static parts of supervised fine-tuning.
@@ -117,6 +127,8 @@ def make(
       optimizer: any optax transformation.
       init_params: makes fresh parameters from a key.
       chunk_size: tokens per chunk of the head, or None to hold all logits at once.
+      accumulate_steps: parts of a batch that are learnt from one after another, see
+        `updates.gradient_step`.
       axis_name: the `pmap` or `shard_map` axis over which batches are spread, or None.
 
     Returns:
@@ -130,6 +142,11 @@ def make(
         init=functools.partial(init, init_params=init_params, optimizer=optimizer),
         act=None,
         update=functools.partial(
-            update, model=model, optimizer=optimizer, chunk_size=chunk_size, axis_name=axis_name
+            update,
+            model=model,
+            optimizer=optimizer,
+            chunk_size=chunk_size,
+            accumulate_steps=accumulate_steps,
+            axis_name=axis_name,
         ),
     )

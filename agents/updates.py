@@ -86,41 +86,61 @@ def _sum_over(axis_name: str | None, tree):
 
 
 def gradient_step(
-    objective: Callable[[Params], Sums],
+    objective: Callable[..., Sums],
     params: Params,
     opt_state: optax.OptState,
     *,
     optimizer: optax.GradientTransformation,
     axis_name: str | None = None,
+    batch: Any = None,
+    accumulate_steps: int = 1,
 ) -> tuple[Params, optax.OptState, Metrics]:
     """Takes one optimiser step on the batch average of an objective.
 
     Args:
-      objective: the sums over this device's examples, as a function of the parameters.
+      objective: the sums over this device's examples, as a function of the parameters, and of the
+        examples where `batch` is given.
       params: parameters, the same on every device of `axis_name`.
       opt_state: the optimiser's state for `params`.
       optimizer: any optax transformation.
       axis_name: name of the `pmap` or `shard_map` axis over which the batch is spread; None where
         one program sees the whole batch.
+      batch: pytree of this device's examples on the first axis, for `objective`; None where it
+        holds them itself.
+      accumulate_steps: parts that `batch` is cut into, which are learnt from one after another.
+        Their sums and gradients are added in float32 before anything is divided: the step is that
+        of the whole batch, and holds the activations of a part.
 
     Returns:
       New parameters, new optimiser state, and float32 scalars: `loss`, `grad_norm` (before the
       optimiser clips anything), `updates/skipped` (how many steps a non-finite gradient has cost so
       far) and the averages of `Sums.metrics`.
+
+    Raises:
+      ValueError: `accumulate_steps` does not divide the examples.
     """
     # Marked as varying over the axis, the parameters get this device's gradient alone. Without it,
     # shard_map would add up the gradients by itself and the sum below would count every device
     # twice.
-    local_params = params if axis_name is None else jax.lax.pcast(params, axis_name, to="varying")
+    local_params = _varying(axis_name, params)
 
-    def loss_sum(parameters):
-        sums = objective(parameters)
+    def loss_sum(parameters, *examples):
+        sums = objective(parameters, *examples)
         return sums.loss, sums
 
-    (_, sums), gradients = jax.value_and_grad(loss_sum, has_aux=True)(local_params)
-    sums, gradients = _sum_over(axis_name, (sums, gradients))
+    def sums_and_gradients(*examples):
+        found = jax.value_and_grad(loss_sum, has_aux=True)(local_params, *examples)
+        return found[0][1], found[1]
+
+    if batch is None:
+        found = sums_and_gradients()
+    elif accumulate_steps == 1:
+        found = sums_and_gradients(batch)
+    else:
+        found = _accumulated(sums_and_gradients, parts(batch, accumulate_steps), axis_name)
+    sums, gradients = _sum_over(axis_name, found)
     count = jnp.where(sums.count > 0, sums.count, 1.0)
-    gradients = jax.tree.map(lambda g: (g / count).astype(g.dtype), gradients)
+    gradients = jax.tree.map(lambda g, p: (g / count).astype(p.dtype), gradients, params)
     updates, opt_state = optimizer.update(gradients, opt_state, params)
     metrics = {
         "loss": sums.loss / count,
@@ -130,6 +150,46 @@ def gradient_step(
     }
     metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
     return optax.apply_updates(params, updates), opt_state, metrics
+
+
+def parts(batch: Any, count: int) -> Any:
+    """Cuts a batch into parts of equal size.
+
+    A part holds every `count`-th row, so that rows spread over devices stay where they are.
+
+    Args:
+      batch: pytree of arrays. [B, ...].
+      count: parts, which divides B.
+
+    Returns:
+      The parts. [count, B / count, ...].
+
+    Raises:
+      ValueError: `count` does not divide B.
+    """
+    rows = jax.tree.leaves(batch)[0].shape[0]
+    if count < 1 or rows % count:
+        raise ValueError(f"accumulate_steps must divide the {rows} rows of a device, got {count}.")
+    return jax.tree.map(
+        lambda leaf: jnp.moveaxis(leaf.reshape(-1, count, *leaf.shape[1:]), 1, 0), batch
+    )
+
+
+def _varying(axis_name: str | None, tree):
+    return tree if axis_name is None else jax.lax.pcast(tree, axis_name, to="varying")
+
+
+def _accumulated(run: Callable[[Any], Any], cut: Any, axis_name: str | None):
+    """Adds `run` of each part, in float32 at least."""
+    shapes = jax.eval_shape(run, jax.tree.map(lambda leaf: leaf[0], cut))
+    zeros = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)), shapes
+    )
+
+    def add(total, part):
+        return jax.tree.map(jnp.add, total, run(part)), None
+
+    return jax.lax.scan(add, _varying(axis_name, zeros), cut)[0]
 
 
 def mean_loss_step(

@@ -29,7 +29,7 @@ CLIPPED = completion_losses.clipped(completion_losses.leave_one_out(), tokens="s
 PPO = completion_losses.ppo(beta=0.1)
 
 
-def make_agent(axis_name):
+def make_agent(axis_name, accumulate_steps=1):
     return policy_gradient.make(
         MODEL,
         optax.chain(optax.clip_by_global_norm(0.1), optimizers.adan(0.05)),
@@ -37,6 +37,7 @@ def make_agent(axis_name):
         init_params=INIT,
         critic=critics.of_model(MODEL, INIT),
         average="tokens",
+        accumulate_steps=accumulate_steps,
         axis_name=axis_name,
     )
 
@@ -59,5 +60,6 @@ def make_batch():
 
 
 def make_case(axis_name):
-    one, spread = make_agent(None), make_agent(axis_name)
+    # Two rows a device, learnt from one after the other.
+    one, spread = make_agent(None), make_agent(axis_name, accumulate_steps=2)
     return one.update, spread.update, one.init(jax.random.key(0)), make_batch(), 3e-5

@@ -19,7 +19,7 @@ VOCAB, SIZE, LENGTH = 7, 16, 5
 MODEL = LanguageModel(apply=lambda params, tokens: params["logits"][tokens])
 
 
-def make_agent(axis_name):
+def make_agent(axis_name, accumulate_steps=1):
     return preference.make(
         MODEL,
         optax.chain(optax.clip_by_global_norm(0.01), optimizers.adan(0.1, weight_decay=0.1)),
@@ -27,6 +27,7 @@ def make_agent(axis_name):
             functools.partial(losses.gpo_loss, convex_fn=losses.exponential, beta=0.5)
         ),
         init_params=lambda key: {"logits": jax.random.normal(key, (VOCAB, VOCAB))},
+        accumulate_steps=accumulate_steps,
         axis_name=axis_name,
     )
 
@@ -45,6 +46,7 @@ def make_batch():
 
 
 def make_case(axis_name):
-    one, spread = make_agent(None), make_agent(axis_name)
+    # Two rows a device, learnt from one after the other.
+    one, spread = make_agent(None), make_agent(axis_name, accumulate_steps=2)
     start = one.init(jax.random.key(0), reference_params={"logits": jnp.zeros((VOCAB, VOCAB))})
     return one.update, spread.update, start, make_batch(), 2e-6
