@@ -9,7 +9,7 @@ import hashlib
 import io
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, overload
 
 import tensorflow_datasets as tfds
@@ -217,6 +217,48 @@ def load_hh(
     )
 
 
+def prepared(
+    make_builder: Callable[[], Any],
+    folder: pathlib.Path,
+    *,
+    what: Any,
+    manual_dir: pathlib.Path | None = None,
+) -> Any:
+    """Returns a TFDS builder whose records are there, made now if they were not.
+
+    TFDS writes beside the final place and renames: what is there is whole, and an interrupted
+    preparation leaves nothing that is read later.
+
+    Args:
+      make_builder: makes the builder, with `folder` as its `data_dir`.
+      folder: where the records are kept.
+      what: is prepared, for the error.
+      manual_dir: where TFDS looks for files of the user's, or None.
+
+    Returns:
+      The builder.
+
+    Raises:
+      UserError: a row is malformed, or the folder cannot be written.
+    """
+    config = tfds.download.DownloadConfig(try_download_gcs=False, manual_dir=manual_dir)
+    with quiet():
+        builder = make_builder()
+        if builder.data_path.exists():
+            return builder
+        try:
+            builder.download_and_prepare(download_dir=folder / "downloads", download_config=config)
+        except OSError as error:
+            # Another process of this run may have finished first; its files are the same.
+            if not builder.data_path.exists():
+                reason = error.strerror or error
+                raise errors.UserError(
+                    f"{what} cannot be prepared in {folder}: {reason}."
+                ) from None
+            builder = make_builder()
+        return builder
+
+
 def _prepare(
     builder_class: type[_PreferenceBuilder],
     files: Sequence[pathlib.Path],
@@ -228,22 +270,10 @@ def _prepare(
 ) -> PreparedRecords:
     digest = _digest(files, kwargs["allow_empty"])
     kwargs["data_dir"] = pathlib.Path(cache_dir).expanduser() / f"{builder_class.name}-{digest}"
-    config = tfds.download.DownloadConfig(try_download_gcs=False, manual_dir=manual_dir)
+    builder = prepared(
+        lambda: builder_class(**kwargs), kwargs["data_dir"], what=files[0], manual_dir=manual_dir
+    )
     with quiet():
-        builder: Any = builder_class(**kwargs)
-        # TFDS writes beside its final place and renames: what is there is whole.
-        if not builder.data_path.exists():
-            try:
-                builder.download_and_prepare(
-                    download_dir=kwargs["data_dir"] / "downloads", download_config=config
-                )
-            except OSError as error:
-                # Another process of this run may have finished first; its files are the same.
-                if not builder.data_path.exists():
-                    raise errors.UserError(
-                        f"{files[0]} cannot be prepared in {cache_dir}: {error}."
-                    ) from None
-                builder = builder_class(**kwargs)
         return PreparedRecords(builder.as_data_source(split))
 
 

@@ -151,22 +151,8 @@ def load(path: str | pathlib.Path, *, cache_dir: str | pathlib.Path) -> list[Gsm
     except OSError as error:
         raise errors.UserError(f"{path} cannot be read: {error.strerror or error}.") from None
     folder = pathlib.Path(cache_dir).expanduser() / f"{Gsm8k.name}-{digest}"
+    builder = builders.prepared(lambda: Gsm8k(path=path, data_dir=folder), folder, what=path)
     with builders.quiet():
-        builder: Any = Gsm8k(path=path, data_dir=folder)
-        # TFDS writes beside its final place and renames: what is there is whole.
-        if not builder.data_path.exists():
-            try:
-                builder.download_and_prepare(
-                    download_dir=folder / "downloads",
-                    download_config=tfds.download.DownloadConfig(try_download_gcs=False),
-                )
-            except OSError as error:
-                # Another process of this run may have finished first; its files are the same.
-                if not builder.data_path.exists():
-                    raise errors.UserError(
-                        f"{path} cannot be prepared in {cache_dir}: {error}."
-                    ) from None
-                builder = Gsm8k(path=path, data_dir=folder)
         source = builder.as_data_source("train")
         found = source.__getitems__(list(range(len(source))))
     return [Gsm8kRecord(*(row[name].decode() for name in Gsm8kRecord._fields)) for row in found]

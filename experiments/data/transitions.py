@@ -121,9 +121,11 @@ def load(
     digest = hashlib.sha256(source_key.encode()).hexdigest()[:16]
     folder = pathlib.Path(cache_dir).expanduser() / f"{TransitionChunks.name}-{digest}"
     kept = folder / TransitionChunks.name / str(TransitionChunks.VERSION)
-    # TFDS writes beside its final place and renames: what is there is whole.
     if not kept.exists():
-        _prepare(check(make_table()), folder, kept)
+        table = check(make_table())
+        builders.prepared(
+            lambda: TransitionChunks(table=table, data_dir=folder), folder, what="The transitions"
+        )
     return _read_back(kept)
 
 
@@ -141,20 +143,6 @@ def load_files(path: str | pathlib.Path, cache_dir: str | pathlib.Path) -> Trans
       UserError: as `read` and `load`.
     """
     return load(content_key(path), lambda: read(path), cache_dir)
-
-
-def _prepare(table: TransitionTable, folder: pathlib.Path, kept: pathlib.Path) -> None:
-    config = tfds.download.DownloadConfig(try_download_gcs=False)
-    try:
-        with builders.quiet():
-            builder: Any = TransitionChunks(table=table, data_dir=folder)
-            builder.download_and_prepare(download_dir=folder / "downloads", download_config=config)
-    except OSError as error:
-        # Another process of this run may have finished first; its files are the same.
-        if not kept.exists():
-            raise errors.UserError(
-                f"Transitions cannot be prepared in {folder}: {error.strerror or error}."
-            ) from None
 
 
 def _read_back(kept: pathlib.Path) -> TransitionTable:
