@@ -94,6 +94,7 @@ class Attention(nn.Module):
       output_scale: standard deviation of the output projection's start, relative to 1 /
         sqrt(fan-in).
       dtype: compute dtype.
+      bias: whether queries, keys and values have one.
     """
 
     num_heads: int
@@ -101,6 +102,7 @@ class Attention(nn.Module):
     head_dim: int
     output_scale: float
     dtype: jnp.dtype
+    bias: bool = False
 
     @nn.compact
     def __call__(self, inputs, cache, rotary, visible, slot):
@@ -124,7 +126,7 @@ class Attention(nn.Module):
         def project(name: str, heads: int):
             dense = nn.Dense(
                 heads * self.head_dim,
-                use_bias=False,
+                use_bias=self.bias,
                 dtype=self.dtype,
                 kernel_init=nn.initializers.variance_scaling(1.0, "fan_in", "normal"),
                 name=name,

@@ -30,6 +30,7 @@ class TransformerConfig:
       logit_softcap: c > 0 of the cap c tanh(logits / c); None for none.
       remat: recompute each block's activations in the backward pass.
       scan_layers: compile one block and scan it over the layers.
+      attention_bias: whether queries, keys and values have biases, as in Qwen2.
     """
 
     vocab_size: int
@@ -46,6 +47,7 @@ class TransformerConfig:
     logit_softcap: float | None = None
     remat: bool = False
     scan_layers: bool = False
+    attention_bias: bool = False
 
     def __post_init__(self):
         sizes = ("vocab_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "embed_dim")
@@ -137,6 +139,7 @@ class Block(nn.Module):
             head_dim=config.head_dim,
             output_scale=_residual_scale(config),
             dtype=jnp.dtype(config.compute_dtype),
+            bias=config.attention_bias,
             name="attention",
         )(RMSNorm(config.norm_epsilon, name="attention_norm")(inputs), cache, *context)
         hidden = inputs + attended

@@ -1,13 +1,15 @@
 """A decoder-only transformer: functions of a configuration and a plain tree of parameters.
 
 The block is that of Llama: RMSNorm before attention and before a gated MLP, rotary positions,
-grouped queries, no biases. Parameters are float32 whatever the compute dtype; norms, softmax and
-logits are float32 as well. Paths are regular, so that sharding rules and foreign checkpoints map
-onto them by pattern:
+grouped queries, no biases (but those of queries, keys and values where they are asked for).
+Parameters are float32 whatever the compute dtype; norms, softmax and logits are float32 as well.
+Paths are regular, so that sharding rules and foreign checkpoints (`checkpoints`) map onto them by
+pattern:
 
     embedder/embedding [V, D]                    unembedder/kernel [D, V] (untied only)
     layers_0/attention_norm/scale [D]            layers_0/mlp_norm/scale [D]
     layers_0/attention/{query,key,value,output}/kernel
+    layers_0/attention/{query,key,value}/bias    (with `attention_bias` only)
     layers_0/mlp/{gate,up,down}/kernel           final_norm/scale [D]
 
 With `scan_layers` the layers are one tree, `layers/...`, whose arrays have a leading axis of
@@ -20,6 +22,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from bellmax.agents.networks.blocks import Transformer, TransformerConfig
@@ -270,7 +273,13 @@ def stack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
     """
     names = sorted((n for n in params if n.startswith("layers_")), key=lambda n: int(n[7:]))
     rest = {name: value for name, value in params.items() if name not in names}
-    layers = jax.tree.map(lambda *rows: jnp.stack(rows), *(params[name] for name in names))
+
+    def stack(*rows):
+        # What was read from a file stays on the host.
+        on_host = all(isinstance(row, np.ndarray) for row in rows)
+        return np.stack(rows) if on_host else jnp.stack(rows)
+
+    layers = jax.tree.map(stack, *(params[name] for name in names))
     return {**rest, "layers": layers}
 
 
