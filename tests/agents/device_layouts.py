@@ -1,5 +1,6 @@
 """Run by tests/test_devices.py with 8 forced host devices: each layout must equal one device.
 
+Its arguments are a folder, which it does not need, and agents, all of them where none is named.
 Every `device_layouts_AGENT.py` beside this file has a `make_case`, which returns a step
 `(state, batch, key) -> (state, metrics)` for one device, the same step that sums over an axis of
 devices, the state to start from, the batch, and how far apart results may be.
@@ -8,6 +9,7 @@ devices, the state to start from, the batch, and how far apart results may be.
 import functools
 import pathlib
 import runpy
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +50,8 @@ def on_pmap(step, start, batch):
 def main():
     assert jax.device_count() == DEVICES
     mesh = jax.make_mesh((DEVICES,), (AXIS,), axis_types=(AxisType.Auto,))
-    for script in CASES:
+    names = [f"device_layouts_{name}" for name in sys.argv[2:]]
+    for script in (path for path in CASES if not names or path.stem in names):
         one, spread, start, batch, atol = runpy.run_path(str(script))["make_case"](AXIS)
         expected = take_steps(jax.jit(one), start, batch)
         assert np.isfinite(expected[1]["loss"])

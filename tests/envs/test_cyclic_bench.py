@@ -1,5 +1,7 @@
 """The cyclic bench: antisymmetry, the circle, and that no reward explains it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,13 @@ GOLD = gold_bench.make(jax.random.key(0), max_letters=2)
 BENCH = cyclic_bench.make(GOLD)
 TOKENS, MASK = gold_bench.enumerate_completions(5, 2)
 PROMPT = jnp.array([4, 0, 1, 2])
+# One program each: by itself every operation would be compiled for its shapes.
+preference_probs = jax.jit(functools.partial(cyclic_bench.preference_probs, BENCH))
+
+
+def matrix_of(bench):
+    tokens, mask = jnp.asarray(TOKENS), jnp.asarray(MASK)
+    return jax.jit(functools.partial(cyclic_bench.preference_matrix, bench))(PROMPT, tokens, mask)
 
 
 def numpy_style(prompt, tokens):
@@ -38,23 +47,23 @@ def test_masked_tokens_are_not_read():
     prompts = jnp.broadcast_to(PROMPT, (2, 4))
     first, second = cyclic_bench.styles(BENCH, prompts, tokens, mask)
     assert int(first) == int(second)
-    both = cyclic_bench.preference_probs(BENCH, prompts, tokens, mask, tokens[::-1], mask)
+    both = preference_probs(prompts, tokens, mask, tokens[::-1], mask)
     np.testing.assert_allclose(both, 0.5, atol=1e-6)
 
 
 def test_matrix_is_antisymmetric_and_agrees_with_pairs():
-    matrix = cyclic_bench.preference_matrix(BENCH, PROMPT, jnp.asarray(TOKENS), jnp.asarray(MASK))
+    matrix = matrix_of(BENCH)
     np.testing.assert_allclose(matrix + matrix.T, 1.0, atol=1e-6)
     first, second = np.random.default_rng(0).integers(0, len(TOKENS), (2, 50))
     prompts = jnp.broadcast_to(PROMPT, (50, 4))
     sides = [jnp.asarray(x[rows]) for rows in (first, second) for x in (TOKENS, MASK)]
-    pairs = cyclic_bench.preference_probs(BENCH, prompts, *sides)
+    pairs = preference_probs(prompts, *sides)
     np.testing.assert_allclose(pairs, matrix[first, second], atol=1e-6)
 
 
 def test_styles_beat_each_other_in_a_circle_by_the_probabilities_given():
     plain = cyclic_bench.make(GOLD, cycle=(0.9, 0.7, 0.6), quality_weight=0.0)
-    matrix = cyclic_bench.preference_matrix(plain, PROMPT, jnp.asarray(TOKENS), jnp.asarray(MASK))
+    matrix = matrix_of(plain)
     rows = [next(i for i, t in enumerate(TOKENS) if numpy_style([4], t) == s) for s in range(3)]
     circle = np.asarray(matrix)[np.ix_(rows, rows)]
     expected = [[0.5, 0.9, 0.4], [0.1, 0.5, 0.7], [0.6, 0.3, 0.5]]

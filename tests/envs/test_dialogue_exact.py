@@ -225,6 +225,7 @@ def test_refuses_tables_of_another_shape():
         turn_preferences(SMALL, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("game", [SMALL, UNEVEN], ids=["small", "uneven"])
 def test_exact_mtpo_converges_on_the_game(game):
     with jax.enable_x64(True):

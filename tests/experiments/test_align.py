@@ -125,6 +125,7 @@ def test_a_file_without_gold_reward_reports_what_can_be_known(plain):
     assert (plain / "trade_off.png").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "groups", [{"model": {"chunk_size": 5}}, {"train": {"num_steps": 3, "live_reference": True}}]
 )

@@ -110,6 +110,7 @@ def small(tmp_path_factory):
     )
 
 
+@pytest.mark.slow
 def test_a_small_run_measures_every_place(small):
     assert list(small.errors) == [("two_state", 0.9)]
     for place, errors in small.errors.items():

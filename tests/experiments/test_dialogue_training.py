@@ -108,6 +108,7 @@ def test_other_judges_read_what_is_theirs():
     np.testing.assert_array_equal(turns, played.turn_preferences)
 
 
+@pytest.mark.slow
 def test_solutions_are_optima():
     game = dialogue.make(num_turns=2, utterance_length=1, num_parts=1)
     reference = dialogue_exact.uniform_policy(game)

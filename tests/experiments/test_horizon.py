@@ -109,6 +109,7 @@ def test_batches_go_on_from_a_position_and_are_shared_by_processes():
     np.testing.assert_array_equal(np.concatenate(parts), second.next_observations)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["reach_top_left", "loop"])
 def test_the_maze_pairs_transitions_with_the_policy_and_its_future(task):
     config = make_config(

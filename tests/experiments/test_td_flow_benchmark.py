@@ -165,6 +165,7 @@ def test_evaluations_are_counted_right():
         assert within * steps + outside == evaluations, name
 
 
+@pytest.mark.slow
 def test_ratios_are_those_of_neighbouring_runs(monkeypatch):
     seconds = {"no bootstrap": 1.0, "TD-CFM": 26 / 6, "TD2-CFM": 9.0, "samples": 4.0}
 

@@ -112,6 +112,7 @@ def test_sweeps_lead_to_the_fixed_point():
     np.testing.assert_allclose(np.sum(probs, axis=1), 1, rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_atoms", "error"),
     [
