@@ -24,7 +24,10 @@ seed (100), whose start solved 0.62 after 300 steps of imitation, had brought RL
 ReMax to 0.89 to 0.92 in 100 steps.
 """
 
+import itertools
 import pathlib
+import statistics
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -35,6 +38,7 @@ from bellmax.configs.reason import tasks
 from bellmax.experiments import config as config_lib
 from bellmax.experiments import (
     language_run,
+    metrics,
     plots,
     task_config,
     task_methods,
@@ -114,47 +118,91 @@ def verdicts(start: float, last: dict[str, float], held: dict[str, int]) -> dict
     }
 
 
-def run(seeds: int, directory: pathlib.Path) -> Outcome:
-    """Trains all methods from each seed; a run that was stopped goes on."""
-    folder = directory / "reasoning_methods"
-    workdirs = [folder / f"seed{seed}" for seed in range(seeds)]
+def step_seconds(workdirs: Sequence[pathlib.Path], name: str) -> float:
+    """Returns the median time of a method's step, evaluations left out.
+
+    Args:
+      workdirs: folders of the runs.
+      name: the method.
+
+    Returns:
+      Seconds.
+    """
+    found = []
+    for workdir in workdirs:
+        rows = [
+            (row["step"], row["wall_time_s"])
+            for row in metrics.read_metrics(workdir)
+            if row["stage"] == name and "grad_norm" in row
+        ]
+        for (step, start), (later, end) in itertools.pairwise(rows):
+            found.append((end - start) / (later - step))
+    return statistics.median(found)
+
+
+def compare(name: str, configs: Sequence[Any], directory: pathlib.Path) -> Outcome:
+    """Trains all methods from the start of each config; runs that were stopped go on.
+
+    Args:
+      name: the claim's name.
+      configs: of the runs, which differ by their seeds.
+      directory: of figures and runs.
+
+    Returns:
+      What the rules say.
+    """
+    folder = directory / name
+    workdirs = [folder / f"seed{config.seed}" for config in configs]
     tables = [
-        task_training.run_config(make_config(seed), workdir)
-        for seed, workdir in enumerate(workdirs)
+        task_training.run_config(config, workdir)
+        for config, workdir in zip(configs, workdirs, strict=True)
     ]
     found = {
-        name: task_report.over_seeds(tables, name, "pass@1") for name in ("warm_start", *METHODS)
+        method: task_report.over_seeds(tables, method, "pass@1")
+        for method in ("warm_start", *METHODS)
     }
-    distance = {name: task_report.over_seeds(tables, name, "kl/reference") for name in METHODS}
-    held = {name: step_bytes(name, folder) for name in METHODS}
-    means = {name: float(values.mean()) for name, values in found.items()}
+    distance = {
+        method: task_report.over_seeds(tables, method, "kl/reference") for method in METHODS
+    }
+    held = {method: step_bytes(method, folder) for method in METHODS}
+    seconds = {method: step_seconds(workdirs, method) for method in METHODS}
+    means = {method: float(values.mean()) for method, values in found.items()}
     start = means.pop("warm_start")
     rules = verdicts(start, means, held)
-    picture = directory / "reasoning_methods.png"
-    title = f"Sums of three digits: mean and range of {seeds} seeds"
+    picture = directory / f"{name}.png"
+    title = f"Sums of three digits: mean and range of {len(configs)} seeds"
     plots.save_figure(
         picture,
         [
-            plots.Panel(title, "step", name, task_report.mean_curves(workdirs, METHODS, name))
-            for name in ("pass@1", "kl/reference")
+            plots.Panel(title, "step", measure, task_report.mean_curves(workdirs, METHODS, measure))
+            for measure in ("pass@1", "kl/reference")
         ],
     )
     shown = ", ".join(
-        f"{name} {means[name]:.3f} ({found[name].min():.3f} to {found[name].max():.3f})"
-        for name in METHODS
+        f"{method} {means[method]:.3f} ({found[method].min():.3f} to {found[method].max():.3f})"
+        for method in METHODS
     )
-    memory = ", ".join(f"{name} {held[name] / held['ppo']:.2f}" for name in METHODS)
+    costs = ", ".join(
+        f"{method} {held[method] / held['ppo']:.2f} and {seconds[method] / seconds['ppo']:.2f}"
+        for method in METHODS
+    )
     return Outcome(
         passed=all(rules.values()),
-        figure=f"pass@1 from {start:.3f}: {shown}; memory of a step over PPO's: {memory}",
+        figure=(f"pass@1 from {start:.3f}: {shown}; memory and time of a step over PPO's: {costs}"),
         details={
             "rules": rules,
-            "pass@1": {name: values.tolist() for name, values in found.items()},
-            "kl/reference": {name: values.tolist() for name, values in distance.items()},
+            "pass@1": {method: values.tolist() for method, values in found.items()},
+            "kl/reference": {method: values.tolist() for method, values in distance.items()},
             "bytes": held,
+            "seconds": seconds,
         },
         picture=picture,
     )
+
+
+def run(seeds: int, directory: pathlib.Path) -> Outcome:
+    """Trains all methods from each seed; a run that was stopped goes on."""
+    return compare("reasoning_methods", [make_config(seed) for seed in range(seeds)], directory)
 
 
 CLAIM = Claim(

@@ -1,13 +1,27 @@
 """Rules of the claims that train language policies on token tasks, on numbers made up."""
 
+import json
+
 import numpy as np
 import pytest
 
 from bellmax.experiments import config as config_lib
 from bellmax.experiments import metrics, task_config, task_report
-from bellmax.experiments.claims import jepo_training, pass_at_k_training, reasoning_methods
+from bellmax.experiments.claims import (
+    jepo_training,
+    pass_at_k_training,
+    reasoning_methods,
+    reasoning_staleness,
+    reasoning_strong_start,
+)
 
-CLAIMS = (jepo_training, pass_at_k_training, reasoning_methods)
+CLAIMS = (
+    jepo_training,
+    pass_at_k_training,
+    reasoning_methods,
+    reasoning_staleness,
+    reasoning_strong_start,
+)
 
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.CLAIM.name)
@@ -28,6 +42,36 @@ def test_rules_of_methods():
     assert not reasoning_methods.verdicts(0.3, behind, held)["no critic is needed"]
     assert not reasoning_methods.verdicts(0.45, last, held)["learn"]
     assert not reasoning_methods.verdicts(0.3, last, held | {"rloo": 2})["memory"]
+
+
+def test_the_strong_start_is_all_that_differs():
+    weak, strong = reasoning_methods.make_config(3), reasoning_strong_start.make_config(3)
+    weak.train.warm_start_steps = strong.train.warm_start_steps
+    assert weak.to_dict() == strong.to_dict()
+
+
+def test_time_of_a_step_is_the_median_between_rows_of_training(tmp_path):
+    writer = metrics.MetricsWriter(tmp_path, "a", resume_step=None)
+    writer.close()
+    rows = [(5, 100.0, "grad_norm"), (5, 130.0, "pass@1"), (10, 140.0, "grad_norm")]
+    rows += [(15, 145.0, "grad_norm"), (20, 151.0, "grad_norm")]
+    text = [
+        json.dumps({"step": step, "stage": "a", "wall_time_s": at, name: 1.0})
+        for step, at, name in rows
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(text) + "\n")
+    # 40 s with an evaluation among them, 5 s and 6 s, for five steps each.
+    assert reasoning_methods.step_seconds([tmp_path], "a") == pytest.approx(6 / 5)
+
+
+def test_rules_of_staleness():
+    row = {"agro": 0.5, "copg": 0.46, "rloo_kl_in_loss": 0.45, "ppo": 0.47}
+    last = {staleness: dict(row) for staleness in reasoning_staleness.STALENESS}
+    assert all(reasoning_staleness.verdicts(0.4, last).values())
+    last[8]["copg"] = 0.44
+    assert reasoning_staleness.verdicts(0.4, last) == {"off-policy": False, "order": True}
+    last[0]["ppo"] = 0.5
+    assert not reasoning_staleness.verdicts(0.4, last)["order"]
 
 
 def test_rules_of_pass_at_k():
