@@ -1,4 +1,4 @@
-"""Optimisers that optax lacks: Adan as published, and a guard on non-finite steps."""
+"""Optimisers that optax lacks: Adan as published, a guard on non-finite steps, and ObGD."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -258,3 +258,56 @@ def skipped_updates(opt_state: optax.OptState) -> Int[Array, ""]:
         if isinstance(leaf, SkipNonfiniteState)
     ]
     return sum((guard.skipped for guard in guards), jnp.zeros((), jnp.int32))
+
+
+def obgd_step(
+    params: Params,
+    trace: Params,
+    gradient: Params,
+    td_error: Array,
+    *,
+    discount: Any,
+    trace_decay: Any,
+    learning_rate: Any = 1.0,
+    kappa: Any = 2.0,
+    reset: Any = False,
+) -> tuple[Params, Params]:
+    r"""Takes a step of overshooting-bounded gradient descent on one transition, no batch.
+
+    .. math::
+      z \leftarrow \gamma \lambda z + \nabla f, \quad
+      M = \alpha \kappa \max(|\delta|, 1) \|z\|_1, \quad
+      w \leftarrow w + \min(\alpha, \alpha / M)\, \delta z
+
+    The 1-norm of a step is at most :math:`1 / \kappa` where M > 1. For a linear prediction of
+    features in [-1, 1] and no traces the error then keeps its sign: a step never overshoots.
+
+    Args:
+      params: parameters w.
+      trace: eligibility trace z of the same structure; zeros before the first step.
+      gradient: of the prediction f (a value, or a log-probability) by the parameters, upwards.
+      td_error: delta, its temporal-difference error. Scalar.
+      discount: gamma in [0, 1].
+      trace_decay: lambda in [0, 1].
+      learning_rate: alpha > 0, the longest step.
+      kappa: bounds how far a step may reach; the paper has 2 for values and 3 for policies.
+      reset: true at the end of an episode (or after an exploratory action): the trace is 0 after
+        this step. May be traced.
+
+    Returns:
+      The new parameters, in the dtypes of the old, and the new trace.
+
+    References:
+      Elsayed et al., Streaming Deep Reinforcement Learning Finally Works, 2024, algorithm 3.
+      https://arxiv.org/abs/2410.14606
+    """
+    trace = jax.tree.map(lambda z, g: discount * trace_decay * z + g, trace, gradient)
+    total = sum(
+        jnp.sum(jnp.abs(z), dtype=jnp.promote_types(z.dtype, jnp.float32))
+        for z in jax.tree.leaves(trace)
+    )
+    bound = learning_rate * kappa * jnp.maximum(jnp.abs(td_error), 1.0) * total
+    step = learning_rate / jnp.maximum(bound, 1.0) * td_error
+    params = jax.tree.map(lambda w, z: (w + step * z).astype(w.dtype), params, trace)
+    kept = jax.tree.map(lambda z: jnp.where(reset, jnp.zeros_like(z), z), trace)
+    return params, kept

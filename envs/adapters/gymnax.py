@@ -8,6 +8,7 @@ import importlib
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from bellmax.envs.environment import ArraySpec, DiscreteSpec, Environment
 from bellmax.envs.types import TimeStep
@@ -25,7 +26,8 @@ def make(name: str, **params: Any) -> Environment:
 
     Raises:
       ImportError: Gymnax is not installed (extra `environments`).
-      ValueError: there is no such environment, or parameter, or its actions are not discrete.
+      ValueError: there is no such environment, or parameter, or its actions are neither discrete
+        nor an array within one range.
 
     References:
       Lange, gymnax: A JAX-based Reinforcement Learning Environment Library, 2022.
@@ -42,9 +44,7 @@ def make(name: str, **params: Any) -> Environment:
         all_params = defaults.replace(**params)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"name and params must be Gymnax's, got {name!r}: {error}.") from error
-    action_space = theirs.action_space(all_params)
-    if not hasattr(action_space, "n"):
-        raise ValueError(f"name must be of discrete actions, got {name!r}.")
+    action_spec = _actions(name, theirs.action_space(all_params))
     shape = tuple(theirs.observation_space(all_params).shape)
 
     def observe(observation):
@@ -67,5 +67,17 @@ def make(name: str, **params: Any) -> Environment:
         step=step,
         params=all_params,
         observation_spec=ArraySpec(shape),
-        action_spec=DiscreteSpec(int(action_space.n)),
+        action_spec=action_spec,
     )
+
+
+def _actions(name: str, space: Any) -> DiscreteSpec | ArraySpec:
+    if hasattr(space, "n"):
+        return DiscreteSpec(int(space.n))
+    ends = [np.unique(getattr(space, end, ())) for end in ("low", "high")]
+    if not all(len(end) == 1 and np.isfinite(end).all() for end in ends):
+        raise ValueError(
+            f"name must be of discrete actions or of arrays within one range, got {name!r}."
+        )
+    low, high = (float(end[0]) for end in ends)
+    return ArraySpec(tuple(space.shape), low=low, high=high)

@@ -7,6 +7,7 @@ import pytest
 
 from bellmax.envs import wrappers
 from bellmax.envs.adapters import gymnax as adapter
+from bellmax.envs.environment import ArraySpec
 
 gymnax = pytest.importorskip("gymnax", reason="Gymnax is not installed (extra `environments`)")
 
@@ -31,6 +32,24 @@ def test_steps_are_those_of_gymnax(name):
     assert timestep.observation.shape == environment.observation_spec.shape
 
 
+def test_continuous_actions_are_those_of_gymnasium():
+    gymnasium = pytest.importorskip("gymnasium", reason="needs the extra `environments`")
+    environment = adapter.make("Pendulum-v1")
+    assert environment.action_spec == ArraySpec((1,), low=-2.0, high=2.0)
+    state, timestep = environment.reset(jax.random.key(0), environment.params)
+    theirs = gymnasium.make("Pendulum-v1").unwrapped
+    theirs.reset(seed=0)
+    cosine, sine, velocity = np.asarray(timestep.observation, np.float64)
+    theirs.state = np.array([np.arctan2(sine, cosine), velocity])
+    step = jax.jit(environment.step)
+    for number, torque in enumerate((1.5, -2.0, 0.3, -0.7, 2.0)):
+        action = np.array([torque], np.float32)
+        state, timestep = step(jax.random.key(number), state, action, environment.params)
+        observation, reward, *_ = theirs.step(action)
+        np.testing.assert_allclose(timestep.observation, observation, atol=1e-4)
+        np.testing.assert_allclose(timestep.reward, reward, atol=1e-4)
+
+
 def test_a_limit_of_time_truncates_and_parameters_can_be_changed():
     environment = wrappers.auto_reset(adapter.make("CartPole-v1", max_steps_in_episode=5))
     state, _ = environment.reset(jax.random.key(0), environment.params)
@@ -51,7 +70,6 @@ def test_a_limit_of_time_truncates_and_parameters_can_be_changed():
     [
         ("CartPoll-v1", {}, "must be Gymnax's, got 'CartPoll-v1'"),
         ("CartPole-v1", {"gravitas": 1.0}, "must be Gymnax's, got 'CartPole-v1'"),
-        ("Pendulum-v1", {}, "name must be of discrete actions, got 'Pendulum-v1'"),
     ],
 )
 def test_bad_names_are_refused(name, params, message):
