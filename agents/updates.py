@@ -137,6 +137,11 @@ def gradient_step(
     elif accumulate_steps == 1:
         found = sums_and_gradients(batch)
     else:
+        rows = jax.tree.leaves(batch)[0].shape[0]
+        if accumulate_steps < 1 or rows % accumulate_steps:
+            raise ValueError(
+                f"accumulate_steps must divide the {rows} rows of a device, got {accumulate_steps}."
+            )
         found = _accumulated(sums_and_gradients, parts(batch, accumulate_steps), axis_name)
     sums, gradients = _sum_over(axis_name, found)
     count = jnp.where(sums.count > 0, sums.count, 1.0)
@@ -169,7 +174,7 @@ def parts(batch: Any, count: int) -> Any:
     """
     rows = jax.tree.leaves(batch)[0].shape[0]
     if count < 1 or rows % count:
-        raise ValueError(f"accumulate_steps must divide the {rows} rows of a device, got {count}.")
+        raise ValueError(f"count must divide the {rows} rows of a device, got {count}.")
     return jax.tree.map(
         lambda leaf: jnp.moveaxis(leaf.reshape(-1, count, *leaf.shape[1:]), 1, 0), batch
     )

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from bellmax.agents import Agent, Metrics, Params, mtpo, networks
@@ -22,6 +23,7 @@ from bellmax.experiments import (
     dialogue_policies,
     language_config,
     optimizers,
+    resharding,
 )
 from bellmax.experiments.dialogue_config import DialogueConfig
 from bellmax.experiments.dialogue_policies import Conversations
@@ -107,12 +109,13 @@ class Trainer(NamedTuple):
     table: Callable[[Params], Float[Array, "H X U"]]
 
 
-def make_trainer(config: DialogueConfig, method: str) -> Trainer:
+def make_trainer(config: DialogueConfig, method: str, mesh: Mesh | None = None) -> Trainer:
     """Binds a method to a game and a network.
 
     Args:
       config: the run.
       method: a key of `METHODS`.
+      mesh: the devices, whose generation layout conversations are sampled in; None for one.
 
     Returns:
       Its functions.
@@ -144,10 +147,10 @@ def make_trainer(config: DialogueConfig, method: str) -> Trainer:
         )
 
     def train_step(state: mtpo.State, batch: Rows, key: PRNGKeyArray):
-        policy = state.params["policy"]
+        speakers = (state.params["policy"], *((state.reference_params,) if kind.mixes else ()))
         conversations = dialogue_policies.converse(
             decoder,
-            (policy, state.reference_params) if kind.mixes else (policy,),
+            speakers if mesh is None else resharding.to_generation(mesh, speakers),
             game,
             key,
             batch.index,

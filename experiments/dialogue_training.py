@@ -56,8 +56,10 @@ def train(config: DialogueConfig, workdir: pathlib.Path) -> list[dict[str, Any]]
     """
     dialogue_config.check(config)
     keys, game = config.train, dialogue_config.make_game(config.data)
-    trainers = {name: dialogue_methods.make_trainer(config, name) for name in config.loss.methods}
     devices = mesh.make_mesh(data=keys.mesh_data, fsdp=keys.mesh_fsdp, tensor=keys.mesh_tensor)
+    trainers = {
+        name: dialogue_methods.make_trainer(config, name, devices) for name in config.loss.methods
+    }
     schedule = runner.Schedule(
         num_steps=keys.num_steps,
         log_every=keys.log_every,

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from bellmax.agents import (
@@ -27,6 +28,7 @@ from bellmax.experiments import (
     language_run,
     reason_config,
     reason_methods,
+    resharding,
     runner,
 )
 from bellmax.experiments import config as config_lib
@@ -165,9 +167,10 @@ def make_arena(run: ReasonRun, reference: Params, judge: judging.Judge) -> arena
         return arena.ExactArena(run.data.embedded, run.gold, reference)
     law = opponents.policy(run.model)
 
+    @jax.jit
     def generate(params: Params, prompts: PromptBatch, key: Array) -> sampling.Completion:
         zero = jnp.zeros((), jnp.int32)
-        state = nash.State(params, (), (), (), zero)
+        state = nash.State(resharding.to_generation(run.mesh, params), (), (), (), zero)
         return opponents.sample(law, state, prompts, key, **generation(run))
 
     batches = [mesh_lib.place_batch(run.mesh, batch) for batch in _evaluation_prompts(run)]
@@ -220,6 +223,7 @@ def duel(
     method: reason_methods.Method,
     judge: judging.Judge,
     num_opponents: int,
+    mesh: Mesh,
     **generation: Any,
 ) -> DuelBatch:
     """Samples and judges the duels of a step.
@@ -234,12 +238,15 @@ def duel(
       method: who sends completions.
       judge: decides.
       num_opponents: completions K that the first one meets.
+      mesh: the devices; parameters sample in the generation layout of `resharding`.
       **generation: arguments of `sampling.generate`.
 
     Returns:
       The duels.
     """
-    agent, count = state.agent, num_opponents
+    count = num_opponents
+    # Whoever sends completions; the optimiser does not.
+    agent = resharding.to_generation(mesh, state.agent._replace(opt_state=()))
     first_key, second_key = jax.random.split(key)
     if method.first is method.second:
         sampled = opponents.sample(
@@ -339,7 +346,12 @@ def optimise(
         **generation(run),
     )
     duel_fn = functools.partial(
-        duel, method=method, judge=decides, num_opponents=train.num_opponents, **generation(run)
+        duel,
+        method=method,
+        judge=decides,
+        num_opponents=train.num_opponents,
+        mesh=run.mesh,
+        **generation(run),
     )
     key = run.key(name)
     batching = {

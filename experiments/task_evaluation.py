@@ -15,7 +15,7 @@ from bellmax.agents import CompletionBatch, Params, completion_losses, completio
 from bellmax.envs import token_tasks
 from bellmax.envs.token_longform import LongFormTask
 from bellmax.envs.token_tasks import TokenProblem, TokenTask
-from bellmax.experiments import task_data, task_rollouts
+from bellmax.experiments import resharding, task_data, task_rollouts
 from bellmax.experiments.task_config import TrainConfig
 
 
@@ -93,8 +93,6 @@ class CheckedEvaluation:
         sample = functools.partial(
             task_rollouts.generate,
             model,
-            problems=problems,
-            index=index,
             key=key,
             group_size=train.evaluation_samples,
             max_new_tokens=task.max_new_tokens,
@@ -104,7 +102,10 @@ class CheckedEvaluation:
 
         @functools.partial(jax.jit, out_shardings=NamedSharding(mesh, PartitionSpec()))
         def measure(params: Params, reference: Params):
-            completion = sample(params)
+            rows, numbers = resharding.spread_rows(mesh, (problems, index))
+            completion = sample(
+                resharding.to_generation(mesh, params), problems=rows, index=numbers
+            )
             checked = task_rollouts.check(task, problems, completion)
             batch = task_rollouts.as_batch(
                 problems,
@@ -205,8 +206,6 @@ class LikelihoodEvaluation:
         sample = functools.partial(
             task_rollouts.generate,
             model,
-            problems=problems,
-            index=index,
             key=key,
             group_size=train.evaluation_samples,
             max_new_tokens=task.max_chain,
@@ -221,7 +220,8 @@ class LikelihoodEvaluation:
 
         @functools.partial(jax.jit, out_shardings=NamedSharding(mesh, PartitionSpec()))
         def measure(params: Params, reference: Params):
-            chains = sample(params)
+            rows, numbers = resharding.spread_rows(mesh, (problems, index))
+            chains = sample(resharding.to_generation(mesh, params), problems=rows, index=numbers)
             batch = task_rollouts.as_batch(
                 problems, chains, group_size=self._size, index=index, weight=weight
             )

@@ -17,10 +17,11 @@ from bellmax.agents import (
     critics,
     followers,
     policy_gradient,
+    updates,
 )
 from bellmax.envs import token_tasks
 from bellmax.envs.token_tasks import TokenTask
-from bellmax.experiments import task_data, task_methods, task_rollouts
+from bellmax.experiments import resharding, task_data, task_methods, task_rollouts
 from bellmax.experiments.task_run import Rows, TaskRun
 
 
@@ -71,10 +72,7 @@ def make_step(
             batch = batch._replace(
                 behaviour_values=completions.token_values(critic, learner.value_params, batch)
             )
-        # Every so many-th row, so that each device keeps its share of a part.
-        parts = jax.tree.map(
-            lambda leaf: jnp.moveaxis(leaf.reshape(-1, minibatches, *leaf.shape[1:]), 1, 0), batch
-        )
+        parts = updates.parts(batch, minibatches)
 
         def one_pass(carry, _):
             return jax.lax.scan(agent.update, carry, parts)
@@ -123,7 +121,7 @@ def collect(
     sample = functools.partial(
         task_rollouts.generate,
         run.model,
-        params,
+        resharding.to_generation(run.mesh, params),
         problems,
         index,
         sample_key,

@@ -41,6 +41,15 @@ def layouts(agents):
         ),
         ("experiments/device_mesh.py", 8, ["rules", "batch", "steps", "scanned", "refused"]),
         pytest.param(
+            "experiments/device_resharding.py",
+            8,
+            ["moves", "memory", "generation", "fallbacks"],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "experiments/device_generation.py", 8, ["task", "duel"], marks=pytest.mark.slow
+        ),
+        pytest.param(
             "experiments/control_seeds.py", 2, ["spread", "alike"], marks=pytest.mark.slow
         ),
     ],

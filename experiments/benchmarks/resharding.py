@@ -195,7 +195,7 @@ def run(machine: runner.Machine, quick: bool, repeats: int) -> list[dict[str, An
 
 BENCHMARK = runner.Benchmark(
     name="resharding",
-    description="train -> generate -> train on 8 devices, Llama shape, 4.46M parameters, 31 tokens",
+    description="train -> generate -> train on 8 devices, Llama shape, 4.46M parameters, 32 tokens",
     run=run,
 )
 
