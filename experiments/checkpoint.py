@@ -14,7 +14,7 @@ class Checkpointer:
     """Saves and restores one stage; arrays come back with the sharding of the state they meet.
 
     A save returns once the arrays are copied; the files are complete when their folder appears, so
-    a run killed while saving resumes from the checkpoint before.
+    a run killed while saving resumes from the checkpoint before. What it left is removed.
 
     Args:
       directory: the stage's folder, made if it is missing.
@@ -23,7 +23,9 @@ class Checkpointer:
 
     def __init__(self, directory: pathlib.Path, *, keep: int):
         self._directory = pathlib.Path(directory).absolute()
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, create=True, cleanup_tmp_directories=True
+        )
         handlers = {"state": ocp.StandardCheckpointHandler(), "data": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(
             self._directory, options=options, item_handlers=handlers
@@ -32,6 +34,14 @@ class Checkpointer:
     def latest_step(self) -> int | None:
         """Returns the step of the last whole checkpoint, or None."""
         return self._manager.latest_step()
+
+    def last_on_disk(self) -> int | None:
+        """Returns the step of the last checkpoint that is whole now, asking nobody but the disk.
+
+        Saves under way do not count, as they do in `latest_step`.
+        """
+        steps = [int(path.name) for path in self._directory.iterdir() if path.name.isdigit()]
+        return max(steps, default=None)
 
     def save(self, step: int, state: Any, data_position: dict[str, Any]) -> None:
         """Starts to save; a checkpoint of this step that is there stays.

@@ -1,6 +1,5 @@
-"""Devices: processes, one mesh with axes data, fsdp and tensor, and which parameter lies where."""
+"""Devices: one mesh with axes data, fsdp and tensor, and which parameter lies where."""
 
-import os
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +9,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from bellmax.experiments import errors
+from bellmax.experiments.processes import initialize_distributed as initialize_distributed
 
 AXES = ("data", "fsdp", "tensor")
 # Rows of a batch are spread over both: fsdp shards parameters, and every device still needs rows of
@@ -27,45 +27,6 @@ TRANSFORMER_RULES: Rules = (
     (r"attention/output/kernel$", PartitionSpec("tensor", "fsdp")),
     (r"mlp/down/kernel$", PartitionSpec("tensor", "fsdp")),
 )
-
-
-def initialize_distributed() -> None:
-    """Joins the other processes where the environment says that there are some; else does nothing.
-
-    Two ways to say so, the same for every binary:
-
-    - `BELLMAX_DISTRIBUTED=1` under Slurm, Open MPI, Kubernetes or on Cloud TPU, where JAX finds
-      out the rest by itself;
-    - `JAX_COORDINATOR_ADDRESS=HOST:PORT` of process 0, with `JAX_NUM_PROCESSES` and
-      `JAX_PROCESS_ID` (from 0), anywhere. JAX itself reads the first of them only, so without the
-      other two it must find a cluster of the kinds above.
-
-    Raises:
-      UserError: the variables contradict each other, or do not say enough.
-    """
-    environment = os.environ
-    numbers: dict[str, int] = {}
-    for variable in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
-        text = environment.get(variable)
-        if text is not None and not text.isdecimal():
-            raise errors.UserError(f"{variable} must be a whole number, got {text!r}.")
-        if text is not None:
-            numbers[variable] = int(text)
-    if environment.get("BELLMAX_DISTRIBUTED") != "1" and (
-        "JAX_COORDINATOR_ADDRESS" not in environment
-    ):
-        return
-    try:
-        jax.distributed.initialize(
-            num_processes=numbers.get("JAX_NUM_PROCESSES"),
-            process_id=numbers.get("JAX_PROCESS_ID"),
-        )
-    except ValueError as error:
-        raise errors.UserError(
-            f"The processes cannot be joined: {error} Set JAX_COORDINATOR_ADDRESS=HOST:PORT, "
-            "JAX_NUM_PROCESSES and JAX_PROCESS_ID, or start under a scheduler that JAX knows with "
-            "BELLMAX_DISTRIBUTED=1."
-        ) from error
 
 
 def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:

@@ -143,4 +143,4 @@ def main(argv: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     _define_flags()
-    errors.run(main)
+    errors.run(main, resumes=False)

@@ -1,8 +1,6 @@
 """The loop that every binary shares: batches, steps, metrics, evaluation, checkpoints, progress."""
 
-import contextlib
 import pathlib
-import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -16,7 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
 from bellmax.agents import Metrics
-from bellmax.experiments import errors
+from bellmax.experiments import errors, interruptions, processes
 from bellmax.experiments import mesh as mesh_lib
 from bellmax.experiments.checkpoint import Checkpointer
 from bellmax.experiments.metrics import MetricsWriter
@@ -122,8 +120,10 @@ def run_stage(
 
     Raises:
       UserError: a checkpoint does not fit, or training has diverged.
+      Stopped: a signal asked for it (`interruptions`); the stage is saved.
     """
     checkpointer = Checkpointer(workdir / "checkpoints" / name, keep=schedule.keep_checkpoints)
+    processes.remember_saved(lambda: _last_on_disk(name, checkpointer))
     shardings = sharding(mesh, state)
     state = jax.device_put(state, shardings)
     start = checkpointer.latest_step()
@@ -141,12 +141,25 @@ def run_stage(
     step = _jitted(train_step, shardings)
     loop = _Loop(name, state, step, batches, schedule, run_key, mesh, writer, checkpointer)
     try:
-        with _Interruptions() as interruptions, _Progress(name, schedule.num_steps) as progress:
-            loop.run(start, position, evaluate, interruptions, progress)
+        with interruptions.during_a_stage(), _Progress(name, schedule.num_steps) as progress:
+            loop.run(start, position, evaluate, progress)
+        checkpointer.wait()
+    except Exception as error:
+        if jax.process_count() > 1 and processes.is_lost(error):
+            # Closing would wait for a save that the lost process takes no part in.
+            processes.leave(1, str(error))
+        raise
     finally:
         checkpointer.close()
         writer.close()
     return loop.state
+
+
+def _last_on_disk(name: str, checkpointer: Checkpointer) -> str:
+    step = checkpointer.last_on_disk()
+    if step is None:
+        return f"{name} has no checkpoint yet"
+    return f"the last checkpoint of {name} is of step {step}"
 
 
 def _jitted(train_step, shardings):
@@ -163,8 +176,9 @@ class _Loop:
         self.state, self._step = state, step
         self._name, self._batches, self._schedule = name, batches, schedule
         self._run_key, self._mesh, self._writer, self._saver = run_key, mesh, writer, saver
+        self._agreement = processes.Agreement()
 
-    def run(self, start, position, evaluate, interruptions, progress):
+    def run(self, start, position, evaluate, progress):
         window: list[Metrics] = list(position["window"])
         self._skipped = position["skipped"]
         self._skipped_in_a_row = position["skipped_in_a_row"]
@@ -188,15 +202,17 @@ class _Loop:
                 progress.at(step, None)
             if evaluate is not None and (step % schedule.evaluate_every == 0 or last):
                 self._writer.write(step, evaluate(self.state, step))
-            stop = interruptions.agreed(logs)
+            wish = self._agreement.after_step()
+            stop = wish != interruptions.NO_WISH
             if step % schedule.checkpoint_every == 0 or last or stop:
                 self._save(step, window)
             if stop:
                 self._saver.wait()
-                raise errors.UserError(
+                said = (
                     f"{self._name}: stopped at step {step}, which is saved; the same command goes "
                     "on from there."
                 )
+                raise interruptions.Stopped(said if jax.process_index() == 0 else "", wish)
 
     def _save(self, step: int, window: list[Metrics]) -> None:
         # What the next row needs as well, so that a resumed run writes the rows of one that was not
@@ -240,44 +256,6 @@ class _Loop:
             f"{self._name}: {what} at step {step}; {kept}. Lower the learning rate, clip "
             "gradients, or look at the data."
         )
-
-
-class _Interruptions:
-    """Turns SIGINT and SIGTERM into a wish that the loop reads after the step under way."""
-
-    def __init__(self):
-        self.asked = False
-
-    def __enter__(self):
-        self._before = {}
-        # Handlers can be set in the main thread alone; elsewhere (a notebook's worker) signals stay
-        # as they are.
-        with contextlib.suppress(ValueError):
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._ask)
-        return self
-
-    def agreed(self, at_logging_step: bool) -> bool:
-        """Whether every process stops now: all at the same step, or a save would never end."""
-        if jax.process_count() == 1:
-            return self.asked
-        if not at_logging_step:
-            return False
-        from jax.experimental import multihost_utils
-
-        return bool(np.any(multihost_utils.process_allgather(np.asarray(self.asked))))
-
-    def _ask(self, number, frame):
-        del frame
-        if self.asked:
-            # Twice: the person means it.
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        self.asked = True
-
-    def __exit__(self, *_):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
 
 class _Progress:

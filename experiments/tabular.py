@@ -198,4 +198,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run(main, resumes=False)

@@ -176,9 +176,9 @@ def test_killing_a_run_changes_nothing(processes, tiny_overrides):
     runs.wait_for_a_new_checkpoint(process, "cut")
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 2, stderr
+    assert process.returncode == 0, stderr
     assert "Traceback" not in stderr
-    assert stderr.strip().splitlines()[-1].startswith("error: warm_start: stopped at step ")
+    assert stderr.strip().splitlines()[-1].startswith("warm_start: stopped at step ")
 
     when = runs.kill_at_a_random_moment("cut")
     runs.finish("cut")

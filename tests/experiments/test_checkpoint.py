@@ -17,10 +17,11 @@ def state(width=3, scale=1.0):
 def test_round_trip_keeps_values_dtypes_and_the_last_few(tmp_path):
     saver = checkpoint.Checkpointer(tmp_path / "stage", keep=2)
     assert saver.latest_step() is None
+    assert saver.last_on_disk() is None
     for step in (1, 2, 3):
         saver.save(step, state(scale=step / 3), {"next": step, "window": [{"loss": 0.1 + step}]})
     saver.wait()
-    assert saver.latest_step() == 3
+    assert saver.latest_step() == saver.last_on_disk() == 3
     assert sorted(p.name for p in (tmp_path / "stage").iterdir()) == ["2", "3"]
 
     restored, position = saver.restore(3, state(scale=9.0))
@@ -64,3 +65,17 @@ def test_another_state_is_refused_by_name(tmp_path, like, words):
     for word in ("step 7", str(tmp_path), *words):
         assert word in str(raised.value)
     saver.close()
+
+
+def test_what_a_killed_save_left_is_passed_over_and_removed(tmp_path):
+    saver = checkpoint.Checkpointer(tmp_path, keep=1)
+    saver.save(4, state(), {"next": 4})
+    saver.close()
+    # As Orbax names a folder until it is whole.
+    half = tmp_path / "6.orbax-checkpoint-tmp"
+    (half / "state").mkdir(parents=True)
+    again = checkpoint.Checkpointer(tmp_path, keep=1)
+    assert again.latest_step() == again.last_on_disk() == 4
+    assert again.restore(4, state())[1] == {"next": 4}
+    again.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["4"]

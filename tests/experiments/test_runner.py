@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from bellmax.agents import optimizers
-from bellmax.experiments import errors, mesh, metrics, runner
+from bellmax.experiments import errors, interruptions, mesh, metrics, runner
 
 OPTIMIZER = optimizers.skip_nonfinite(optax.sgd(0.1, momentum=0.9))
 
@@ -144,13 +144,14 @@ def test_a_crash_and_a_rerun_equal_one_run(tmp_path, crash_at):
     assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_says_so(tmp_path, number):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_says_so(tmp_path, number, code):
     whole = run(tmp_path / "whole")
     ask = Batches(before={5: lambda: os.kill(os.getpid(), number)})
     before = signal.getsignal(number)
-    with pytest.raises(errors.UserError, match="stopped at step 6, which is saved"):
+    with pytest.raises(interruptions.Stopped, match="stopped at step 6, which is saved") as stopped:
         run(tmp_path / "cut", batches=ask)
+    assert stopped.value.exit_code == code
     assert signal.getsignal(number) is before
     assert (tmp_path / "cut" / "checkpoints" / "stage" / "6").is_dir()
     assert_same(run(tmp_path / "cut"), whole)
