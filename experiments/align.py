@@ -23,10 +23,10 @@ from bellmax.experiments import (
     align_report,
     align_stages,
     announcement,
+    dry_run_language,
     errors,
     gold,
     language_run,
-    mesh,
     metrics,
 )
 from bellmax.experiments import config as config_lib
@@ -79,7 +79,7 @@ def _announce(run: align_stages.AlignRun) -> None:
     announcement.announce(lines, mesh=run.mesh, workdir=run.workdir)
 
 
-_FLAGS = config_lib.RunFlags("align") if __name__ == "__main__" else None
+_FLAGS = config_lib.RunFlags("align", simulates=True) if __name__ == "__main__" else None
 
 
 def main(argv: Sequence[str]) -> None:
@@ -87,9 +87,14 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise errors.UserError(f"Unknown arguments: {' '.join(argv[1:])}.")
     assert _FLAGS is not None
+    simulation = _FLAGS.simulation()
+    if simulation is not None:
+        parsed = config_lib.to_dataclass(align_config.AlignConfig, _FLAGS.read_config())
+        dry_run_language.run(parsed, simulation)
+        return
     config, workdir = _FLAGS.read()
     parsed = config_lib.to_dataclass(align_config.AlignConfig, config)
-    mesh.initialize_distributed()
+    _FLAGS.join_processes()
     config_lib.save_run_config(workdir, config)
     train(parsed, workdir)
 

@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bellmax.agents import Params, preference
+from bellmax.agents import Agent, Params, networks, preference
 from bellmax.experiments import (
     align_config,
     errors,
     evaluation,
     gold,
+    language_config,
     language_run,
     preference_losses,
     runner,
@@ -55,6 +56,39 @@ def _loss_options(config: align_config.AlignConfig, beta: float) -> preference_l
     )
 
 
+def make_agent(
+    config: align_config.AlignConfig,
+    network: networks.TransformerConfig,
+    name: str,
+    beta: float,
+) -> Agent:
+    """Returns the agent of one loss.
+
+    Args:
+      config: the run.
+      network: the network's shape.
+      name: the loss's name.
+      beta: its beta.
+
+    Returns:
+      The agent.
+
+    Raises:
+      UserError: a key is wrong.
+    """
+    train = config.train
+    return preference.make(
+        language_config.make_model(network),
+        language_run.make_stage_optimizer(config, train.num_steps, config.optimizer.learning_rate),
+        loss_fn=preference_losses.make_pair_loss(name, _loss_options(config, beta)),
+        init_params=language_run.compiled_init(network),
+        live_reference=train.live_reference,
+        reward_scale=beta,
+        chunk_size=config.model.chunk_size or None,
+        accumulate_steps=train.accumulate_steps,
+    )
+
+
 def optimise(run: AlignRun, name: str, beta: float, reference: Params, cached: Any) -> Params:
     """Trains one loss from the warm start.
 
@@ -72,17 +106,7 @@ def optimise(run: AlignRun, name: str, beta: float, reference: Params, cached: A
       UserError: training has diverged, or a checkpoint does not fit.
     """
     train = run.config.train
-    agent = preference.make(
-        run.model,
-        language_run.make_stage_optimizer(
-            run.config, train.num_steps, run.config.optimizer.learning_rate
-        ),
-        loss_fn=preference_losses.make_pair_loss(name, _loss_options(run.config, beta)),
-        init_params=language_run.compiled_init(run.network),
-        live_reference=train.live_reference,
-        reward_scale=beta,
-        chunk_size=run.chunk_size,
-    )
+    agent = make_agent(run.config, run.network, name, beta)
     key = run.key(name)
     batches = pipeline.make_iterator(
         run.data.train,

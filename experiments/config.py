@@ -20,7 +20,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from bellmax.experiments import errors
+from bellmax.experiments import errors, mesh
 
 T = TypeVar("T")
 
@@ -187,16 +187,36 @@ class _Parser(flags.ArgumentParser):
         return "config"
 
 
+class Simulation(typing.NamedTuple):
+    """What a dry run is asked for.
+
+    Attributes:
+      devices: how many to simulate; 0 where a topology says so.
+      topology: a TPU slice to compile for, such as `v5e:4x4`, or "" for hosts.
+      model_size: a key of `model_sizes.SIZES` in the place of the config's network, or "".
+      rows: rows of a batch over all devices; 0 for the config's.
+      length: tokens of a row; 0 for the config's.
+    """
+
+    devices: int
+    topology: str
+    model_size: str
+    rows: int
+    length: int
+
+
 class RunFlags:
     """`--config` and `--workdir`, both required, and the overrides `--config.KEY=VALUE`.
 
-    Made once, when the binary's module is imported.
+    Beside them `--distributed`, and for binaries that can say what a step would need `--simulate_*`
+    and `--model_size`. Made once, when the binary's module is imported.
 
     Args:
       binary: the binary's name.
+      simulates: whether it has a dry run.
     """
 
-    def __init__(self, binary: str):
+    def __init__(self, binary: str, *, simulates: bool = False):
         self._binary = binary
         self._config = config_flags.DEFINE_config_file(
             "config", None, f"NAME[:VARIANT] or PATH[:VARIANT]; names: {config_names(binary)}."
@@ -206,6 +226,58 @@ class RunFlags:
         self._workdir = flags.DEFINE_string(
             "workdir", None, "Folder for checkpoints, metrics, figures and the final table."
         )
+        self._distributed = flags.DEFINE_bool(
+            "distributed", False, "Join the other processes that a scheduler has started."
+        )
+        self._simulates = simulates
+        if simulates:
+            _define_simulation()
+
+    def join_processes(self) -> None:
+        """Joins the other processes where `--distributed` or the environment says so.
+
+        Raises:
+          UserError: they cannot be found.
+        """
+        mesh.initialize_distributed(self._distributed.value)
+
+    def simulation(self) -> Simulation | None:
+        """Returns the dry run that the flags ask for, or None where they ask for a run.
+
+        Raises:
+          UserError: the flags contradict each other.
+        """
+        if not self._simulates:
+            return None
+        values: list[Any] = [flags.FLAGS[name].value for name in _SIMULATION]
+        asked = Simulation(*values)
+        if not asked.devices and not asked.topology:
+            given = [name for name, value in zip(_SIMULATION, values, strict=True) if value]
+            if given:
+                raise errors.UserError(
+                    f"--{given[0]} belongs to a dry run: give --simulate_devices=N as well, or "
+                    "--simulate_topology."
+                )
+            return None
+        if asked.devices and asked.topology:
+            raise errors.UserError(
+                "--simulate_devices and --simulate_topology exclude each other, got "
+                f"{asked.devices} and {asked.topology!r}."
+            )
+        return asked
+
+    def read_config(self) -> ml_collections.ConfigDict:
+        """Returns the config, overrides applied.
+
+        Raises:
+          UserError: the flag is missing.
+        """
+        if self._config.value is None:
+            raise errors.UserError(
+                f"--config is required: one of {', '.join(config_names(self._binary))}, with "
+                "or without :VARIANT, or a path to a .py file."
+            )
+        return self._config.value
 
     def read(self) -> tuple[ml_collections.ConfigDict, pathlib.Path]:
         """Returns the config, overrides applied, and the folder of the run.
@@ -213,14 +285,40 @@ class RunFlags:
         Raises:
           UserError: one of the two flags is missing.
         """
-        if self._config.value is None:
-            raise errors.UserError(
-                f"--config is required: one of {', '.join(config_names(self._binary))}, with "
-                "or without :VARIANT, or a path to a .py file."
-            )
+        config = self.read_config()
         if not self._workdir.value:
             raise errors.UserError("--workdir is required: the folder that the run writes to.")
-        return self._config.value, pathlib.Path(self._workdir.value)
+        return config, pathlib.Path(self._workdir.value)
+
+
+# In the order of `Simulation`.
+_SIMULATION = (
+    "simulate_devices",
+    "simulate_topology",
+    "model_size",
+    "simulate_rows",
+    "simulate_length",
+)
+
+
+def _define_simulation() -> None:
+    flags.DEFINE_integer(
+        "simulate_devices",
+        0,
+        "Dry run on so many simulated devices: prints what lies where and what a step needs, "
+        "allocates and trains nothing.",
+        lower_bound=0,
+    )
+    flags.DEFINE_string(
+        "simulate_topology", "", "Dry run for a TPU slice such as v5e:4x4; needs libtpu, no TPU."
+    )
+    flags.DEFINE_string(
+        "model_size", "", "Dry run of a published shape: 0.5b, 1.5b, 7b, 13b or 70b."
+    )
+    flags.DEFINE_integer(
+        "simulate_rows", 0, "Rows of the dry run's batch, over all devices.", lower_bound=0
+    )
+    flags.DEFINE_integer("simulate_length", 0, "Tokens of its rows.", lower_bound=0)
 
 
 def to_dataclass(

@@ -178,7 +178,7 @@ def main(argv: Sequence[str]) -> None:
     assert _FLAGS is not None
     config, workdir = _FLAGS.read()
     parsed = parse(config)
-    mesh.initialize_distributed()
+    _FLAGS.join_processes()
     config_lib.save_run_config(workdir, config)
     train(parsed, workdir)
 

@@ -160,7 +160,7 @@ def main(argv: Sequence[str]) -> None:
         raise errors.UserError(f"Unknown arguments: {' '.join(argv[1:])}.")
     assert _FLAGS is not None
     config, workdir = _FLAGS.read()
-    mesh.initialize_distributed()
+    _FLAGS.join_processes()
     run(config, workdir)
 
 

@@ -41,6 +41,8 @@ class StagesConfig:
       warm_start_on: what it imitates, `chosen` completions or `both` of a pair.
       num_steps: steps of each stage after it.
       batch_size: rows of a batch, over all devices.
+      accumulate_steps: parts of a batch that are learnt from one after another; the step is that of
+        the whole, in the memory of a part.
       log_every: steps whose metrics are averaged into one row.
       evaluate_every: steps between evaluations.
       checkpoint_every: steps between checkpoints.
@@ -55,6 +57,7 @@ class StagesConfig:
     warm_start_on: str
     num_steps: int
     batch_size: int
+    accumulate_steps: int
     log_every: int
     evaluate_every: int
     checkpoint_every: int
@@ -78,6 +81,7 @@ def check_stages(seed: int, train: StagesConfig) -> None:
         "warm_start_steps",
         "num_steps",
         "batch_size",
+        "accumulate_steps",
         "log_every",
         "evaluate_every",
         "checkpoint_every",
@@ -87,8 +91,27 @@ def check_stages(seed: int, train: StagesConfig) -> None:
             raise errors.UserError(
                 f"config.train.{key} must be at least 1, got {getattr(train, key)}."
             )
+    check_parts("train.batch_size", train.batch_size, train.accumulate_steps)
     if seed < 0:
         raise errors.UserError(f"config.seed must be at least 0, got {seed}.")
+
+
+def check_parts(key: str, rows: int, accumulate_steps: int) -> None:
+    """Refuses a batch that does not fall into the parts it is learnt from.
+
+    Args:
+      key: what holds its rows.
+      rows: how many.
+      accumulate_steps: `config.train.accumulate_steps`.
+
+    Raises:
+      UserError: the parts are not equal.
+    """
+    if rows % accumulate_steps:
+        raise errors.UserError(
+            f"config.train.accumulate_steps must divide config.{key} {rows}, got "
+            f"{accumulate_steps}."
+        )
 
 
 def make_network(config: ModelConfig, vocab_size: int) -> networks.TransformerConfig:

@@ -236,6 +236,7 @@ def warm_start(run: Run) -> Params:
         _warm_start_optimizer(config),
         init_params=compiled_init(run.network),
         chunk_size=run.chunk_size,
+        accumulate_steps=train.accumulate_steps,
     )
     key = run.key(_WARM_START)
     batches = supervised_data.make_supervised_iterator(

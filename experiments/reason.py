@@ -26,9 +26,9 @@ from bellmax.experiments import (
     announcement,
     dialogue_config,
     dialogue_training,
+    dry_run_language,
     errors,
     language_run,
-    mesh,
     metrics,
     reason_config,
     reason_report,
@@ -95,7 +95,7 @@ _FLOWS: dict[str, tuple[type, Callable[[Any, pathlib.Path], Any]]] = {
     dialogue_config.SOURCE: (dialogue_config.DialogueConfig, dialogue_training.train),
     task_config.SOURCE: (task_config.TaskConfig, task_training.train),
 }
-_FLAGS = config_lib.RunFlags("reason") if __name__ == "__main__" else None
+_FLAGS = config_lib.RunFlags("reason", simulates=True) if __name__ == "__main__" else None
 
 
 def main(argv: Sequence[str]) -> None:
@@ -103,11 +103,15 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise errors.UserError(f"Unknown arguments: {' '.join(argv[1:])}.")
     assert _FLAGS is not None
-    config, workdir = _FLAGS.read()
+    config, simulation = _FLAGS.read_config(), _FLAGS.simulation()
     source = config.to_dict()["data"]["source"]
     kind, trains = _FLOWS.get(source, (reason_config.ReasonConfig, train))
     parsed = config_lib.to_dataclass(kind, config)
-    mesh.initialize_distributed()
+    if simulation is not None:
+        dry_run_language.run(parsed, simulation)
+        return
+    config, workdir = _FLAGS.read()
+    _FLAGS.join_processes()
     config_lib.save_run_config(workdir, config)
     trains(parsed, workdir)
 

@@ -17,6 +17,7 @@ from bellmax.agents import (
     Params,
     PromptBatch,
     nash,
+    networks,
     opponents,
     sampling,
     updates,
@@ -25,6 +26,7 @@ from bellmax.experiments import (
     arena,
     errors,
     judging,
+    language_config,
     language_run,
     reason_config,
     reason_methods,
@@ -305,6 +307,38 @@ def make_step(
     return step
 
 
+def make_agent(
+    config: reason_config.ReasonConfig,
+    network: networks.TransformerConfig,
+    method: reason_methods.Method,
+    **generation: Any,
+) -> Agent:
+    """Returns the agent of a method.
+
+    Args:
+      config: the run.
+      network: the network's shape.
+      method: what is learnt.
+      **generation: arguments of `sampling.generate`.
+
+    Returns:
+      The agent.
+
+    Raises:
+      UserError: a key of `config.optimizer` is wrong.
+    """
+    train = config.train
+    return nash.make(
+        language_config.make_model(network),
+        language_run.make_stage_optimizer(config, train.num_steps, config.optimizer.learning_rate),
+        loss_fn=method.loss_fn,
+        init_params=language_run.compiled_init(network),
+        opponent_rule=method.opponent_rule,
+        accumulate_steps=train.accumulate_steps,
+        **generation,
+    )
+
+
 def optimise(
     run: ReasonRun,
     name: str,
@@ -337,14 +371,7 @@ def optimise(
     if method.on_rewards:
         assert rewards is not None
         decides = rewards
-    agent = nash.make(
-        run.model,
-        language_run.make_stage_optimizer(config, train.num_steps, config.optimizer.learning_rate),
-        loss_fn=method.loss_fn,
-        init_params=language_run.compiled_init(run.network),
-        opponent_rule=method.opponent_rule,
-        **generation(run),
-    )
+    agent = make_agent(config, run.network, method, **generation(run))
     duel_fn = functools.partial(
         duel,
         method=method,

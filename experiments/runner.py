@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
 from bellmax.agents import Metrics
-from bellmax.experiments import errors, interruptions, processes
+from bellmax.experiments import errors, interruptions, processes, step_program
 from bellmax.experiments import mesh as mesh_lib
 from bellmax.experiments.checkpoint import Checkpointer
 from bellmax.experiments.metrics import MetricsWriter
@@ -138,7 +138,7 @@ def run_stage(
     if start is not None:
         _say(f"{name}: goes on from the checkpoint of step {start}.")
     writer = MetricsWriter(workdir, name, resume_step=start)
-    step = _jitted(train_step, shardings)
+    step = step_program.jit_step(train_step, mesh, shardings)
     loop = _Loop(name, state, step, batches, schedule, run_key, mesh, writer, checkpointer)
     try:
         with interruptions.during_a_stage(), _Progress(name, schedule.num_steps) as progress:
@@ -160,13 +160,6 @@ def _last_on_disk(name: str, checkpointer: Checkpointer) -> str:
     if step is None:
         return f"{name} has no checkpoint yet"
     return f"the last checkpoint of {name} is of step {step}"
-
-
-def _jitted(train_step, shardings):
-    def keyed_step(state, batch, run_key):
-        return train_step(state, batch, jax.random.fold_in(run_key, state.step))
-
-    return jax.jit(keyed_step, donate_argnums=0, out_shardings=(shardings, None))
 
 
 class _Loop:

@@ -80,6 +80,7 @@ class TrainConfig:
       num_steps: steps of each method, each on fresh problems.
       batch_size: problems of a step, over all devices.
       group_size: completions of each problem.
+      accumulate_steps: as there, of an update's problems.
       temperature: that completions are sampled at, in training and evaluation.
       evaluation_samples: completions of each held-out problem.
     """
@@ -91,6 +92,7 @@ class TrainConfig:
     num_steps: int
     batch_size: int
     group_size: int
+    accumulate_steps: int
     temperature: float
     evaluation_samples: int
     log_every: int
@@ -135,6 +137,7 @@ def check(config: TaskConfig) -> None:
             "num_steps",
             "batch_size",
             "group_size",
+            "accumulate_steps",
             "evaluation_samples",
             "log_every",
             "evaluate_every",
@@ -167,6 +170,14 @@ def check(config: TaskConfig) -> None:
             f"config.loss.minibatches must divide config.train.batch_size {train.batch_size}, got "
             f"{loss.minibatches}."
         )
+    language_config.check_parts(
+        "train.batch_size / config.loss.minibatches",
+        train.batch_size // loss.minibatches,
+        train.accumulate_steps,
+    )
+    language_config.check_parts(
+        "train.warm_start_batch_size", train.warm_start_batch_size, train.accumulate_steps
+    )
     if "pass_at_k" in loss.names and loss.k > train.group_size:
         raise errors.UserError(
             f"config.loss.k must be at most config.train.group_size {train.group_size}, got "

@@ -21,7 +21,13 @@ from bellmax.agents import (
 )
 from bellmax.envs import token_tasks
 from bellmax.envs.token_tasks import TokenTask
-from bellmax.experiments import resharding, task_data, task_methods, task_rollouts
+from bellmax.experiments import (
+    language_run,
+    resharding,
+    task_data,
+    task_methods,
+    task_rollouts,
+)
 from bellmax.experiments.task_run import Rows, TaskRun
 
 
@@ -40,20 +46,68 @@ class State(NamedTuple):
     behaviour_params: Params
 
 
+class Learner(NamedTuple):
+    """A method bound to a run.
+
+    Attributes:
+      method: what is learnt.
+      agent: learns it.
+      critic: the agent's, or None.
+    """
+
+    method: task_methods.Method
+    agent: Agent
+    critic: critics.Critic | None
+
+
+def make_learner(run: TaskRun, place: int, reference: Params | None = None) -> Learner:
+    """Returns what a method of a run becomes.
+
+    Args:
+      run: the run.
+      place: of the method among `config.loss.names`.
+      reference: parameters that a critic starts from; None for fresh ones.
+
+    Returns:
+      The learner.
+
+    Raises:
+      UserError: a key is wrong.
+    """
+    config, loss = run.config, run.config.loss
+    method = task_methods.make_method(loss.names[place], loss.betas[place], loss, run.task)
+    num_updates = config.train.num_steps * loss.updates_per_batch * loss.minibatches
+    init_params = language_run.compiled_init(run.network)
+    critic = None
+    if method.needs_critic:
+        critic = critics.of_model(run.model, init_params, params=reference)
+    agent = policy_gradient.make(
+        run.model,
+        language_run.make_stage_optimizer(
+            config, num_updates, loss.learning_rates[place] or config.optimizer.learning_rate
+        ),
+        loss_fn=method.loss_fn,
+        init_params=init_params,
+        critic=critic,
+        average=method.average,
+        accumulate_steps=config.train.accumulate_steps,
+    )
+    return Learner(method, agent, critic)
+
+
 def make_step(
-    run: TaskRun, method: task_methods.Method, agent: Agent, critic: critics.Critic | None
+    run: TaskRun, made: Learner
 ) -> Callable[[State, Rows, PRNGKeyArray], tuple[State, Metrics]]:
     """Returns draw, sample, check and update as one function, which becomes one program.
 
     Args:
       run: the run.
-      method: what is learnt.
-      agent: the agent.
-      critic: the agent's, or None.
+      made: what learns.
 
     Returns:
       `(state, rows, key) -> (state, metrics)`.
     """
+    method, agent, critic = made
     loss, minibatches = run.config.loss, run.config.loss.minibatches
     keep = followers.every(max(loss.staleness, 1))
 

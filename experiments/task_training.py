@@ -17,9 +17,7 @@ from jaxtyping import PRNGKeyArray
 from bellmax.agents import (
     Params,
     SupervisedBatch,
-    critics,
     networks,
-    policy_gradient,
     supervised,
     updates,
 )
@@ -29,7 +27,6 @@ from bellmax.experiments import (
     runner,
     task_data,
     task_evaluation,
-    task_methods,
     task_report,
     task_run,
     task_steps,
@@ -109,6 +106,7 @@ def warm_start(run: task_run.TaskRun, evaluation: task_evaluation.Evaluation) ->
             run.config, keys.warm_start_steps, keys.warm_start_learning_rate
         ),
         init_params=language_run.compiled_init(run.network),
+        accumulate_steps=keys.accumulate_steps,
     )
 
     def step(state: supervised.State, batch: task_run.Rows, key: PRNGKeyArray):
@@ -156,28 +154,13 @@ def optimise(
     """
     config, loss = run.config, run.config.loss
     name = loss.names[place]
-    method = task_methods.make_method(name, loss.betas[place], loss, run.task)
-    num_updates = config.train.num_steps * loss.updates_per_batch * loss.minibatches
-    critic = None
-    init_params = language_run.compiled_init(run.network)
-    if method.needs_critic:
-        critic = critics.of_model(run.model, init_params, params=reference)
-    agent = policy_gradient.make(
-        run.model,
-        language_run.make_stage_optimizer(
-            config, num_updates, loss.learning_rates[place] or config.optimizer.learning_rate
-        ),
-        loss_fn=method.loss_fn,
-        init_params=init_params,
-        critic=critic,
-        average=method.average,
-    )
-    start = agent.init(run.key(name), params=reference)
+    learner = task_steps.make_learner(run, place, reference)
+    start = learner.agent.init(run.key(name), params=reference)
     behaviour = updates.copy_tree(reference) if loss.staleness > 1 else ()
     state = runner.run_stage(
         **run.stage(name, config.train.num_steps, config.train.batch_size),
         state=task_steps.State(jnp.zeros((), jnp.int32), start, behaviour),
-        train_step=task_steps.make_step(run, method, agent, critic),
+        train_step=task_steps.make_step(run, learner),
         evaluate=lambda state, step: evaluation(state.agent.params, state.agent.reference_params),
     )
     return state.agent.params

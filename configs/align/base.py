@@ -61,6 +61,7 @@ def get_config() -> ml_collections.ConfigDict:
                 "warm_start_on": "both",  # Imitate the chosen completions, or both of a pair.
                 "num_steps": 500,  # Of each loss.
                 "batch_size": 64,  # Pairs, over all devices.
+                "accumulate_steps": 1,  # Parts of a batch, one after another, to save memory.
                 "live_reference": False,  # True evaluates the reference at every step.
                 "log_every": 20,
                 "evaluate_every": 25,

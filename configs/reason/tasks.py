@@ -118,6 +118,7 @@ def of_methods(
                 "num_steps": 150,  # Of each method.
                 "batch_size": 32,  # Problems of a step, over all devices.
                 "group_size": 8,  # Completions of each.
+                "accumulate_steps": 1,  # Parts of a batch, one after another, to save memory.
                 "temperature": 1.0,
                 "evaluation_samples": 8,
                 "log_every": 5,

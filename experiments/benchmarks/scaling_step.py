@@ -21,13 +21,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bellmax import losses
 from bellmax.agents import PreferenceBatch, networks, optimizers, preference
+from bellmax.configs.align import base
 from bellmax.experiments import (
+    align_config,
     collectives,
     dry_run,
+    dry_run_language,
     language_config,
     simulated_devices,
     step_program,
 )
+from bellmax.experiments import config as config_lib
 from bellmax.experiments import mesh as mesh_lib
 
 
@@ -79,6 +83,30 @@ def layout(request: dict[str, Any]) -> dict[str, Any]:
     return {kind: size for kind, (_, size, _) in dry_run.traffic(report.collectives).items()}
 
 
+def published(request: dict[str, Any]) -> dict[str, Any]:
+    """Counts what a step of a published model sends and needs on simulated hosts.
+
+    Args:
+      request: `size`, `pairs`, `length` and the mesh's axes.
+
+    Returns:
+      `received`, `needs` and `state`: bytes of a device.
+    """
+    axes = {axis: request[axis] for axis in mesh_lib.AXES}
+    simulated_devices.force(int(np.prod(list(axes.values()))))
+    keys = base.get_config()
+    keys.update({"optimizer": {"name": "adamw"}, "train": {"live_reference": True}})
+    config = config_lib.to_dataclass(align_config.AlignConfig, keys)
+    simulation = config_lib.Simulation(0, "", request["size"], request["pairs"], request["length"])
+    mesh = mesh_lib.make_mesh(**axes)
+    report = dry_run.examine(dry_run_language.make_program(config, simulation, mesh), mesh)
+    return {
+        "received": sum(size for _, size, _ in dry_run.traffic(report.collectives).values()),
+        "needs": 0 if report.memory is None else report.memory.total,
+        "state": sum(report.state_bytes.values()),
+    }
+
+
 def _compiled(program: dry_run.Program, mesh: Mesh, rows: int) -> tuple[Any, Any, Any, Any, float]:
     """A compiled step on a mesh with a state and a batch of its own, and the bytes it receives."""
     shardings = mesh_lib.state_sharding(mesh, program.state)
@@ -94,10 +122,13 @@ def _compiled(program: dry_run.Program, mesh: Mesh, rows: int) -> tuple[Any, Any
         ),
         out_shardings=shardings,
     )()
-    local = jax.tree.map(np.asarray, _batch(rows, program.batch.chosen_tokens.shape[1]))
+    rows_of = _batch(rows, program.batch.chosen_tokens.shape[1])
     sharding = NamedSharding(mesh, PartitionSpec(mesh_lib.BATCH_AXES))
-    batch = jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), local)
-    key = jax.device_put(jax.random.key(0), NamedSharding(mesh, PartitionSpec()))
+    if sharding.is_fully_addressable:
+        batch = jax.device_put(rows_of, sharding)
+    else:
+        batch = mesh_lib.place_batch(mesh, rows_of)
+    key = jax.jit(lambda: jax.random.key(0), out_shardings=NamedSharding(mesh, PartitionSpec()))()
     step = step_program.jit_step(program.step, mesh, shardings).lower(state, batch, key).compile()
     received = sum(size for _, size, _ in dry_run.traffic(collectives.collectives(step)).values())
     return step, state, batch, key, received
@@ -132,8 +163,8 @@ def weak(request: dict[str, Any]) -> dict[str, Any]:
         step, state, batch, key, _ = one
         start = time.perf_counter()
         for _ in range(request["steps"]):
-            state, metrics = step(state, batch, key)
-        jax.block_until_ready(metrics)
+            state, _ = step(state, batch, key)
+        jax.block_until_ready(state)
         one[1] = state
         return (time.perf_counter() - start) / request["steps"]
 
@@ -155,7 +186,7 @@ def _meet() -> None:
         multihost_utils.sync_global_devices("a run begins")
 
 
-KINDS = {"layout": layout, "weak": weak}
+KINDS = {"layout": layout, "published": published, "weak": weak}
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -33,15 +33,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bellmax.agents import critics, policy_gradient
 from bellmax.configs.reason import tasks
 from bellmax.experiments import config as config_lib
 from bellmax.experiments import (
-    language_run,
     metrics,
     plots,
     task_config,
-    task_methods,
     task_report,
     task_run,
     task_steps,
@@ -78,22 +75,12 @@ def step_bytes(name: str, workdir: pathlib.Path) -> int:
     config = config_lib.to_dataclass(task_config.TaskConfig, make_config(0))
     run = task_run.prepare(config, workdir)
     place = config.loss.names.index(name)
-    method = task_methods.make_method(name, config.loss.betas[place], config.loss, run.task)
-    init_params = language_run.compiled_init(run.network)
-    critic = critics.of_model(run.model, init_params) if method.needs_critic else None
-    agent = policy_gradient.make(
-        run.model,
-        language_run.make_stage_optimizer(config, NUM_STEPS, config.optimizer.learning_rate),
-        loss_fn=method.loss_fn,
-        init_params=init_params,
-        critic=critic,
-        average=method.average,
-    )
+    learner = task_steps.make_learner(run, place)
     state = task_steps.State(
-        jnp.zeros((), jnp.int32), jax.eval_shape(agent.init, jax.random.key(0)), ()
+        jnp.zeros((), jnp.int32), jax.eval_shape(learner.agent.init, jax.random.key(0)), ()
     )
     rows = task_run.Rows(jnp.arange(config.train.batch_size))
-    step = jax.jit(task_steps.make_step(run, method, agent, critic), donate_argnums=0)
+    step = jax.jit(task_steps.make_step(run, learner), donate_argnums=0)
     memory = step.lower(state, rows, jax.random.key(0)).compile().memory_analysis()
     assert memory is not None
     return int(memory.argument_size_in_bytes + memory.temp_size_in_bytes)

@@ -58,6 +58,8 @@ def test_workdir_is_required(run_main):
         ({"train": {"warm_start_on": "chosn"}}, ["warm_start_on", "'chosen'"]),
         ({"train": {"warm_start_learning_rate": 0.0}}, ["warm_start_learning_rate"]),
         ({"train": {"batch_size": 0}}, ["config.train.batch_size"]),
+        ({"train": {"accumulate_steps": 0}}, ["config.train.accumulate_steps", "at least 1"]),
+        ({"train": {"accumulate_steps": 5}}, ["accumulate_steps must divide", "batch_size"]),
         ({"train": {"mesh_data": 3}}, ["mesh", "data=3"]),
         ({"train": {"mesh_data": -1, "mesh_fsdp": -1}}, ["mesh", "-1"]),
         ({"data": {"source": "jsnl"}}, ["config.data.source", "'jsonl'"]),

@@ -54,7 +54,7 @@ def test_operations_of_a_step_by_hand():
 
 
 # Each compiles for ten seconds and more.
-LARGE = ("control_loop", "reasoning_step", "resharding", "sampling", "td_flow")
+LARGE = ("control_loop", "reasoning_step", "resharding", "sampling", "scaling", "td_flow")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Templates that start one program on many machines, and a page about each: see README.md."""
