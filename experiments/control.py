@@ -121,13 +121,7 @@ def train(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
     setups = [flow.make_setup(config, place, environment) for place in range(len(names))]
     devices = mesh.make_mesh(data=keys.mesh_data, fsdp=keys.mesh_fsdp, tensor=keys.mesh_tensor)
     control_training.check_spread(keys.num_seeds, devices)
-    schedule = runner.Schedule(
-        num_steps=keys.num_steps,
-        log_every=keys.log_every,
-        evaluate_every=keys.evaluate_every,
-        checkpoint_every=keys.checkpoint_every,
-        keep_checkpoints=keys.keep_checkpoints,
-    )
+    schedule = runner.make_schedule(keys, keys.num_steps)
     start_key, run_key, evaluation_key = jax.random.split(jax.random.key(config.seed), 3)
 
     def compiled(setup):

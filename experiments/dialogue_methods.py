@@ -4,9 +4,8 @@ They differ in who judges what, and in what is sampled from; network, agent and 
 """
 
 import functools
-import zlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,18 +26,7 @@ from bellmax.experiments import (
 )
 from bellmax.experiments.dialogue_config import DialogueConfig
 from bellmax.experiments.dialogue_policies import Conversations
-
-
-class Rows(NamedTuple):
-    """A step's conversations before they are held.
-
-    Attributes:
-      index: their global numbers, which with the step's key decide their randomness. [B].
-    """
-
-    # Fixed for every batch; nobody looks for a value in a batch by tuple.index.
-    index: Any
-
+from bellmax.experiments.numbered import Rows
 
 Judge = Callable[[DialogueGame, Conversations, int], Array]
 
@@ -161,16 +149,3 @@ def make_trainer(config: DialogueConfig, method: str, mesh: Mesh | None = None) 
 
     table = functools.partial(dialogue_policies.policy_table, model, game=game)
     return Trainer(agent, train_step, table)
-
-
-def stage_key(seed: int, method: str) -> PRNGKeyArray:
-    """Returns the root key of a method's training: it trains alike alone and among others.
-
-    Args:
-      seed: the run's.
-      method: the method's name.
-
-    Returns:
-      The key; step n uses `fold_in` of it and n.
-    """
-    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(method.encode()))

@@ -25,18 +25,11 @@ from bellmax.experiments import (
     dialogue_solutions,
     mesh,
     metrics,
+    numbered,
     plots,
     runner,
 )
 from bellmax.experiments.dialogue_config import DialogueConfig
-from bellmax.experiments.dialogue_methods import Rows
-
-
-def _rows(batch_size: int) -> Rows:
-    """This process's share of the row numbers of a batch."""
-    share = batch_size // jax.process_count()
-    first = jax.process_index() * share
-    return Rows(np.arange(first, first + share, dtype=np.int32))
 
 
 def train(config: DialogueConfig, workdir: pathlib.Path) -> list[dict[str, Any]]:
@@ -60,13 +53,7 @@ def train(config: DialogueConfig, workdir: pathlib.Path) -> list[dict[str, Any]]
     trainers = {
         name: dialogue_methods.make_trainer(config, name, devices) for name in config.loss.methods
     }
-    schedule = runner.Schedule(
-        num_steps=keys.num_steps,
-        log_every=keys.log_every,
-        evaluate_every=keys.evaluate_every,
-        checkpoint_every=keys.checkpoint_every,
-        keep_checkpoints=keys.keep_checkpoints,
-    )
+    schedule = runner.make_schedule(keys, keys.num_steps)
     everywhere = NamedSharding(devices, PartitionSpec())
     root = jax.random.key(config.seed)
     tables, solutions, rows = {}, None, []
@@ -82,9 +69,9 @@ def train(config: DialogueConfig, workdir: pathlib.Path) -> list[dict[str, Any]]
             workdir=workdir,
             state=state,
             train_step=trainer.train_step,
-            batches=runner.SameBatches(_rows(keys.batch_size)),
+            batches=runner.SameBatches(numbered.local_rows(keys.batch_size)),
             schedule=schedule,
-            run_key=dialogue_methods.stage_key(config.seed, name),
+            run_key=numbered.named_key(config.seed, name),
             mesh=devices,
             evaluate=_evaluation(solutions, table),
         )

@@ -31,6 +31,7 @@ from bellmax.experiments import (
     language_config,
     mesh,
     model_sizes,
+    numbered,
     reason_config,
     reason_methods,
     reason_stages,
@@ -206,7 +207,7 @@ def _completions(
     return Program(
         _name(config, simulation, f"{shape} tokens, {loss.names[0]}", network),
         jax.eval_shape(start, _key()),
-        task_run.Rows(_array(jnp.int32, rows)),
+        numbered.Rows(_array(jnp.int32, rows)),
         task_steps.make_step(run, learner),
     )
 

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import pathlib
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -19,6 +18,7 @@ from bellmax.experiments import (
     gold,
     language_config,
     mesh,
+    numbered,
     optimizers,
     runner,
 )
@@ -106,18 +106,11 @@ class Run(NamedTuple, Generic[ConfigT]):
 
     def schedule(self, num_steps: int) -> runner.Schedule:
         """Returns how often things happen in a stage of so many steps."""
-        train = self.config.train
-        return runner.Schedule(
-            num_steps=num_steps,
-            log_every=train.log_every,
-            evaluate_every=train.evaluate_every,
-            checkpoint_every=train.checkpoint_every,
-            keep_checkpoints=train.keep_checkpoints,
-        )
+        return runner.make_schedule(self.config.train, num_steps)
 
     def key(self, stage: str) -> jax.Array:
         """Returns a stage's root key, by its name: a loss trains alike alone and among others."""
-        return jax.random.fold_in(jax.random.key(self.config.seed), zlib.crc32(stage.encode()))
+        return numbered.named_key(self.config.seed, stage)
 
 
 def prepare(config: ConfigT, workdir: pathlib.Path) -> Run[ConfigT]:

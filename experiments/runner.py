@@ -84,6 +84,17 @@ class Schedule(NamedTuple):
     keep_checkpoints: int
 
 
+def make_schedule(keys: Any, num_steps: int) -> Schedule:
+    """Returns the schedule of a stage from the `train` group of a config.
+
+    Args:
+      keys: has the fields of `Schedule` but the first.
+      num_steps: steps of the stage.
+    """
+    names = Schedule._fields[1:]
+    return Schedule(num_steps, *(getattr(keys, name) for name in names))
+
+
 def run_stage(
     *,
     name: str,

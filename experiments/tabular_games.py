@@ -1,6 +1,5 @@
 """The games of a `tabular` run: names to matrices, methods to policies, policies to numbers."""
 
-import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ from bellmax import losses
 from bellmax.agents import tabular
 from bellmax.envs import PreferenceGame, preference_games
 from bellmax.experiments import config as config_lib
-from bellmax.experiments import errors, plots, tabular_config
+from bellmax.experiments import errors, numbered, plots, tabular_config
 from bellmax.experiments.data import meta_games
 from bellmax.experiments.tabular_config import GamesConfig, TabularConfig
 
@@ -50,7 +49,7 @@ def make_game(name: str, config: TabularConfig) -> PreferenceGame:
         game = meta_games.load(name, config.games.meta_games).game
     elif kind == "random":
         num_actions = tabular_config.count(_NAME_KEY, name, text, 2)
-        key = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(name.encode()))
+        key = numbered.named_key(config.seed, name)
         game = preference_games.random_antisymmetric(key, num_actions=num_actions)
     elif kind == "rater_types":
         with config_lib.user_errors(_NAME_KEY):

@@ -2,7 +2,6 @@
 
 import functools
 import time
-import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ from bellmax.agents import tabular
 from bellmax.envs import TabularMDP, chains
 from bellmax.envs import tabular as tables
 from bellmax.experiments import config as config_lib
+from bellmax.experiments import numbered
 
 # Atoms of the grid that holds the truth; its gaps are far below any error that is measured.
 _TRUTH_ATOMS = 4001
@@ -77,7 +77,7 @@ def make_chain(name: str, seed: int, *, num_states: int) -> Chain:
     """
     if name not in ENVIRONMENTS:
         raise config_lib.unknown("config.fixed_points.environments", name, ENVIRONMENTS)
-    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+    key = numbered.named_key(seed, name)
     mdp = ENVIRONMENTS[name](key, num_states, 0.0)
     last = jax.nn.one_hot(mdp.num_actions - 1, mdp.num_actions, dtype=mdp.reward.dtype)
     policy = jnp.broadcast_to(last, mdp.reward.shape)

@@ -1,6 +1,5 @@
 """The trees of a `tabular` run: names to tables, methods to policies, baselines, comparisons."""
 
-import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,7 +11,7 @@ from jaxtyping import Array, Float
 from bellmax.agents import tabular
 from bellmax.envs import PreferenceMDP, preference_mdp
 from bellmax.experiments import config as config_lib
-from bellmax.experiments import errors, plots, tabular_config
+from bellmax.experiments import errors, numbered, plots, tabular_config
 from bellmax.experiments.tabular_config import TabularConfig
 
 _NAMED: dict[str, Callable[[], PreferenceMDP]] = {
@@ -59,7 +58,7 @@ def make_tree(name: str, config: TabularConfig) -> PreferenceMDP:
             f"{_NAME_KEY} holds {name!r}, which has {num_actions}^{horizon} final states; at most "
             f"{_MOST_STATES} are solved."
         )
-    key = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(name.encode()))
+    key = numbered.named_key(config.seed, name)
     return preference_mdp.random_tree(key, horizon=horizon, num_actions=num_actions)
 
 

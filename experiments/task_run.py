@@ -1,11 +1,9 @@
 """What every stage of a run on a token task shares, and its first checks."""
 
 import pathlib
-import zlib
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
@@ -15,23 +13,13 @@ from bellmax.experiments import (
     language_config,
     language_run,
     mesh,
+    numbered,
     runner,
     task_config,
     task_data,
     task_methods,
 )
 from bellmax.experiments.task_config import TaskConfig
-
-
-class Rows(NamedTuple):
-    """A step's problems before they are drawn.
-
-    Attributes:
-      index: their global numbers, which with the step's key decide their randomness. [B].
-    """
-
-    # Fixed for every batch; nobody looks for a value in a batch by tuple.index.
-    index: Any
 
 
 class TaskRun(NamedTuple):
@@ -57,24 +45,15 @@ class TaskRun(NamedTuple):
 
     def key(self, stage: str) -> PRNGKeyArray:
         """Returns a stage's root key, by its name: a method trains alike alone and among others."""
-        return jax.random.fold_in(jax.random.key(self.config.seed), zlib.crc32(stage.encode()))
+        return numbered.named_key(self.config.seed, stage)
 
     def stage(self, name: str, num_steps: int, batch_size: int) -> dict[str, Any]:
         """Returns what all stages tell the runner."""
-        train = self.config.train
-        share = batch_size // jax.process_count()
-        first = jax.process_index() * share
         return {
             "name": name,
             "workdir": self.workdir,
-            "batches": runner.SameBatches(Rows(np.arange(first, first + share, dtype=np.int32))),
-            "schedule": runner.Schedule(
-                num_steps=num_steps,
-                log_every=train.log_every,
-                evaluate_every=train.evaluate_every,
-                checkpoint_every=train.checkpoint_every,
-                keep_checkpoints=train.keep_checkpoints,
-            ),
+            "batches": runner.SameBatches(numbered.local_rows(batch_size)),
+            "schedule": runner.make_schedule(self.config.train, num_steps),
             "run_key": self.key(name),
             "mesh": self.mesh,
         }

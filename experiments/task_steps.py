@@ -28,7 +28,8 @@ from bellmax.experiments import (
     task_methods,
     task_rollouts,
 )
-from bellmax.experiments.task_run import Rows, TaskRun
+from bellmax.experiments.numbered import Rows
+from bellmax.experiments.task_run import TaskRun
 
 
 class State(NamedTuple):

@@ -24,6 +24,7 @@ from bellmax.agents import (
 from bellmax.experiments import (
     announcement,
     language_run,
+    numbered,
     runner,
     task_data,
     task_evaluation,
@@ -109,7 +110,7 @@ def warm_start(run: task_run.TaskRun, evaluation: task_evaluation.Evaluation) ->
         accumulate_steps=keys.accumulate_steps,
     )
 
-    def step(state: supervised.State, batch: task_run.Rows, key: PRNGKeyArray):
+    def step(state: supervised.State, batch: numbered.Rows, key: PRNGKeyArray):
         # Of one stream the problems, of another whose solution is shown.
         draw_key, noise_key = jax.random.split(key)
         drawn = task_data.draw(

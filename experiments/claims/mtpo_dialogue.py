@@ -29,6 +29,7 @@ from bellmax.experiments import (
     dialogue_config,
     dialogue_methods,
     dialogue_solutions,
+    numbered,
     plots,
     statistics,
 )
@@ -89,7 +90,7 @@ def learn(method: str, seeds: list[int], *, num_steps: int, every: int) -> Curve
     """
     config = make_config(seeds[0], num_steps=num_steps)
     trainer = dialogue_methods.make_trainer(config, method)
-    rows = dialogue_methods.Rows(jnp.arange(config.train.batch_size))
+    rows = numbered.Rows(jnp.arange(config.train.batch_size))
     table = jax.jit(trainer.table)
 
     @jax.jit
@@ -106,7 +107,7 @@ def learn(method: str, seeds: list[int], *, num_steps: int, every: int) -> Curve
         references.append(np.asarray(table(state.reference_params)))
         policies = [references[-1]]
         for _ in range(num_steps // every):
-            state = go_on(state, dialogue_methods.stage_key(seed, method))
+            state = go_on(state, numbered.named_key(seed, method))
             policies.append(np.asarray(table(state.params["policy"])))
         tables.append(np.stack(policies))
     return Curves(np.stack(tables), np.stack(references))

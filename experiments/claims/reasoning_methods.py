@@ -37,6 +37,7 @@ from bellmax.configs.reason import tasks
 from bellmax.experiments import config as config_lib
 from bellmax.experiments import (
     metrics,
+    numbered,
     plots,
     task_config,
     task_report,
@@ -79,7 +80,7 @@ def step_bytes(name: str, workdir: pathlib.Path) -> int:
     state = task_steps.State(
         jnp.zeros((), jnp.int32), jax.eval_shape(learner.agent.init, jax.random.key(0)), ()
     )
-    rows = task_run.Rows(jnp.arange(config.train.batch_size))
+    rows = numbered.Rows(jnp.arange(config.train.batch_size))
     step = jax.jit(task_steps.make_step(run, learner), donate_argnums=0)
     memory = step.lower(state, rows, jax.random.key(0)).compile().memory_analysis()
     assert memory is not None
