@@ -66,16 +66,11 @@ def make_roles(*, data: int = -1, fsdp: int = 1, tensor: int = 1) -> Roles:
     """
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     half, rest = divmod(len(devices), 2)
-    sizes = [data, fsdp, tensor]
-    fixed = int(np.prod([size for size in sizes if size != -1]))
-    if sizes.count(-1) == 1 and fixed > 0 and half % fixed == 0:
-        sizes[sizes.index(-1)] = half // fixed
-    if rest or min(sizes) < 1 or int(np.prod(sizes)) != half:
+    if rest:
         raise errors.UserError(
-            f"The mesh data={data}, fsdp={fsdp}, tensor={tensor} of learner and actor does not fit "
-            f"half of {len(devices)} devices: sizes must multiply to it, and at most one may be "
-            "-1, for the rest."
+            f"A learner and an actor need an even number of devices, got {len(devices)}."
         )
+    sizes = mesh_lib.divide(half, data=data, fsdp=fsdp, tensor=tensor)
     grid = np.array(devices).reshape(2, *sizes)
     kinds = (AxisType.Auto,) * 3
     return Roles(

@@ -1,5 +1,6 @@
 """Devices: one mesh with axes data, fsdp and tensor, and which parameter lies where."""
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -43,16 +44,35 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     Raises:
       UserError: the sizes do not multiply to the number of devices.
     """
-    sizes, count = [data, fsdp, tensor], jax.device_count()
-    fixed = int(np.prod([size for size in sizes if size != -1]))
+    sizes = divide(jax.device_count(), data=data, fsdp=fsdp, tensor=tensor)
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def divide(count: int, *, data: int, fsdp: int, tensor: int) -> tuple[int, int, int]:
+    """Returns the sizes of a mesh's axes, with the one that was left open.
+
+    Args:
+      count: devices.
+      data: along this axis, or -1.
+      fsdp: likewise.
+      tensor: likewise.
+
+    Returns:
+      The three sizes.
+
+    Raises:
+      UserError: they do not multiply to the number of devices.
+    """
+    sizes = [data, fsdp, tensor]
+    fixed = math.prod(size for size in sizes if size != -1)
     if sizes.count(-1) == 1 and fixed > 0 and count % fixed == 0:
         sizes[sizes.index(-1)] = count // fixed
-    if min(sizes) < 1 or int(np.prod(sizes)) != count:
+    if min(sizes) < 1 or math.prod(sizes) != count:
         raise errors.UserError(
             f"The mesh data={data}, fsdp={fsdp}, tensor={tensor} does not fit {count} devices: "
             "sizes must multiply to their number, and at most one may be -1, for the rest."
         )
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+    return sizes[0], sizes[1], sizes[2]
 
 
 def path_name(path: Sequence[Any]) -> str:

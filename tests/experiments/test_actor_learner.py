@@ -65,7 +65,8 @@ def halves(monkeypatch, count):
 )
 def test_sizes_must_fit_half_of_the_devices(monkeypatch, count, sizes):
     halves(monkeypatch, count)
-    with pytest.raises(errors.UserError, match=f"does not fit half of {count} devices"):
+    said = f"an even number of devices, got {count}" if count % 2 else "does not fit 4 devices"
+    with pytest.raises(errors.UserError, match=said):
         actor_learner.make_roles(**sizes)
 
 
