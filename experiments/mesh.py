@@ -25,6 +25,7 @@ TRANSFORMER_RULES: Rules = (
     (r"unembedder/kernel$", PartitionSpec("fsdp", "tensor")),
     (r"attention/(query|key|value)/kernel$", PartitionSpec("fsdp", "tensor")),
     (r"mlp/(gate|up)/kernel$", PartitionSpec("fsdp", "tensor")),
+    (r"attention/(query|key|value)/bias$", PartitionSpec("tensor")),
     (r"attention/output/kernel$", PartitionSpec("tensor", "fsdp")),
     (r"mlp/down/kernel$", PartitionSpec("tensor", "fsdp")),
 )

@@ -29,13 +29,14 @@ def peak_bytes() -> int:
 
 
 def check_sizes(report: dry_run.Report) -> None:
-    """Fsdp 2 x tensor 2: kernels and embeddings in quarters, norms everywhere."""
+    """Fsdp 2 x tensor 2: kernels and embeddings in quarters, biases in halves, norms everywhere."""
     shape = model_sizes.shape("0.5b")
     width, layers = shape.embed_dim, shape.num_layers
     params = jax.eval_shape(functools.partial(networks.init, shape), jax.random.key(0))
     norms = width * (2 * layers + 1)
     count = networks.num_parameters(params)
-    held = FLOAT * ((count - norms) // 4 + norms)
+    biases = layers * shape.head_dim * (shape.num_heads + 2 * shape.num_kv_heads)
+    held = FLOAT * ((count - norms - biases) // 4 + biases // 2 + norms)
     assert report.state_bytes["parameters"] == held
     assert report.state_bytes["reference"] == held
     # AdamW's two averages, and a few counters.
