@@ -7,8 +7,8 @@ Command (RLOO, GRPO, PPO, ReMax and AGRO on sums of two numbers from one start; 
   python -m bellmax.experiments.reason --config=tasks:countdown --workdir=runs/countdown
 Expected on addition (claim `reasoning_methods`, 3 seeds, 60 steps): pass@1 from 0.094 to 0.157
 (RLOO), 0.157 (GRPO), 0.171 (PPO), 0.102 (ReMax) and 0.158 (AGRO), where seeds differ more than
-methods do. With `--config.train.warm_start_steps=300` (claim `reasoning_strong_start`) from 0.537 to
-0.812, 0.798, 0.810, 0.786 and 0.786 (0.751 to 0.817 over all).
+methods do. With `--config.train.warm_start_steps=300` (claim `reasoning_strong_start`) from 0.537
+to 0.812, 0.798, 0.810, 0.786 and 0.786 (0.751 to 0.817 over all).
 Cost: six minutes of CPU time for the five on 2 cores, half of it compilation.
 """
 
