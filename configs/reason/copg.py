@@ -4,6 +4,10 @@ Paper: Flet-Berliac et al., Contrastive Policy Gradient, 2024, https://arxiv.org
 Command (sums of two numbers; another task, one of `tasks.TASKS`):
   python -m bellmax.experiments.reason --config=copg --workdir=runs/copg
   python -m bellmax.experiments.reason --config=copg:countdown --workdir=runs/copg_countdown
+Expected on addition (claim `reasoning_staleness`, 3 seeds, beta 0.5, 300 steps of imitation, 128 of
+128 completions): pass@1 from 0.345 to 0.509, and to 0.413 on samples that are never renewed
+(`--config.loss.staleness=0`).
+Cost: two minutes of CPU time on 2 cores.
 """
 
 import ml_collections
