@@ -278,7 +278,7 @@ def update(
         double=double,
     )
     steps = found.backup
-    weight = jnp.ones(batch.rewards.shape[0]) if batch.weight is None else batch.weight
+    weight = updates.row_weights(batch.weight, batch.rewards.shape[0])
     first = updates.where_counted(batch.observations[:, 0], weight)
 
     def objective(params):

@@ -223,7 +223,7 @@ def update(
     _check_preferences(batch.preferences, batch.turn_mask)
     learns = (state.step >= options.policy_delay).astype(jnp.float32)
     rows = batch.tokens.shape[0]
-    row_weight = jnp.ones(rows) if batch.weight is None else batch.weight
+    row_weight = updates.row_weights(batch.weight, rows)
     there = (jnp.asarray(batch.turn_mask) != 0).astype(jnp.float32)
     weight = row_weight[:, None] * there
     # Before the losses, not after: the gradient of NaN times 0 is NaN.

@@ -223,8 +223,7 @@ def update(
             batch,
             chunk_size=chunk_size,
         )
-        ones = jnp.ones_like(batch.preferences)
-        weight = ones if batch.weight is None else batch.weight
+        weight = updates.row_weights(batch.weight, batch.preferences.shape[0])
         duel = updates.where_counted(duel, weight)
         watched = diagnostics(duel)
         return updates.weighted_sums(loss_fn(duel), weight, watched)

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Int, PRNGKeyArray
 
 from bellmax.agents import (
     completion_losses,
@@ -113,10 +113,6 @@ def act(
     return sampling.complete(decoder, state.params, as_prompts(prompts), key, **generation)
 
 
-def _weight(batch: CompletionBatch) -> Float[Array, " B"]:
-    return jnp.ones(batch.tokens.shape[0]) if batch.weight is None else batch.weight
-
-
 def update(
     state: State,
     batch: CompletionBatch,
@@ -159,7 +155,7 @@ def update(
     scale = jnp.ones((), jnp.float32)
     if average == "tokens":
         tokens = (jnp.asarray(batch.mask) != 0).astype(jnp.float32).sum(axis=(1, 2))
-        weight = _weight(batch)
+        weight = updates.row_weights(batch.weight, batch.tokens.shape[0])
         counts = jnp.stack([jnp.sum(weight), updates.weighted_sum(tokens, weight)])
         counts = counts if axis_name is None else jax.lax.psum(counts, axis_name)
         scale = counts[0] / jnp.maximum(counts[1], 1)
@@ -176,7 +172,8 @@ def update(
             chunk_size=chunk_size,
         )
         loss = scale * loss_fn(group)
-        return updates.weighted_sums(loss, _weight(batch), completions.diagnostics(group))
+        weight = updates.row_weights(batch.weight, batch.tokens.shape[0])
+        return updates.weighted_sums(loss, weight, completions.diagnostics(group))
 
     (params, value_params), opt_state, metrics = updates.gradient_step(
         objective,

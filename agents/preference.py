@@ -256,7 +256,7 @@ def update(
 
     def objective(params, batch):
         pair = pair_log_probs(model, params, state.reference_params, batch, chunk_size=chunk_size)
-        weight = jnp.ones_like(pair.chosen_log_probs) if batch.weight is None else batch.weight
+        weight = updates.row_weights(batch.weight, batch.chosen_tokens.shape[0])
         # Before the loss, not after: the gradient of NaN times 0 is NaN.
         pair = jax.tree.map(lambda values: jnp.where(weight > 0, values, 1.0), pair)
         watched = diagnostics(pair, reward_scale=reward_scale)

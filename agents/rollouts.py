@@ -225,7 +225,7 @@ def prepare(
       The rows.
     """
     full = with_advantages(params, batch, apply=apply, discount=discount, trace_decay=trace_decay)
-    row_weight = jnp.ones(batch.rewards.shape[0]) if batch.weight is None else batch.weight
+    row_weight = updates.row_weights(batch.weight, batch.rewards.shape[0])
     weight = row_weight[:, None] * (1.0 - _true(batch.begins).astype(jnp.float32))
 
     observations, actions, log_probs, values, targets, advantages = updates.where_counted(

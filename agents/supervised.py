@@ -93,7 +93,7 @@ def update(
             model, params, tokens, chunk_size=chunk_size
         )
         mask = jnp.asarray(batch.mask, jnp.float32)
-        weight = jnp.ones(mask.shape[:1]) if batch.weight is None else batch.weight
+        weight = updates.row_weights(batch.weight, mask.shape[0])
         log_likelihood = losses.sequence_log_probs(token_log_probs, mask)
         total = updates.weighted_sum(log_likelihood, weight)
         count = jnp.sum(weight * mask.sum(axis=-1))

@@ -40,7 +40,7 @@ def rows(batch: TransitionBatch, axis_name: str | None = None) -> Rows:
       The rows.
     """
     size = batch.observations.shape[0]
-    weight = jnp.ones(size) if batch.weight is None else batch.weight
+    weight = updates.row_weights(batch.weight, size)
     cleaned: TransitionBatch = updates.where_counted(batch, weight)
     going_on = jnp.ones(size)
     if cleaned.terminated is not None:

@@ -31,6 +31,19 @@ class Sums(NamedTuple):
     metrics: Metrics
 
 
+def row_weights(weight: Float[Array, " B"] | None, rows: int) -> Float[Array, " B"]:
+    """Returns the weight of every row of a batch.
+
+    Args:
+      weight: what the batch says, or None. [B].
+      rows: B.
+
+    Returns:
+      The weights; ones where the batch says nothing. [B].
+    """
+    return jnp.ones(rows) if weight is None else weight
+
+
 def weighted_sum(values: Float[Array, "*B"], weight: Float[Array, "*B"]) -> Float[Array, ""]:
     """Sums `values * weight` over the batch; a row of weight 0 may hold anything, NaN included.
 
@@ -137,12 +150,8 @@ def gradient_step(
     elif accumulate_steps == 1:
         found = sums_and_gradients(batch)
     else:
-        rows = jax.tree.leaves(batch)[0].shape[0]
-        if accumulate_steps < 1 or rows % accumulate_steps:
-            raise ValueError(
-                f"accumulate_steps must divide the {rows} rows of a device, got {accumulate_steps}."
-            )
-        found = _accumulated(sums_and_gradients, parts(batch, accumulate_steps), axis_name)
+        cut = parts(batch, accumulate_steps, "accumulate_steps")
+        found = _accumulated(sums_and_gradients, cut, axis_name)
     sums, gradients = _sum_over(axis_name, found)
     count = jnp.where(sums.count > 0, sums.count, 1.0)
     gradients = jax.tree.map(lambda g, p: (g / count).astype(p.dtype), gradients, params)
@@ -157,7 +166,7 @@ def gradient_step(
     return optax.apply_updates(params, updates), opt_state, metrics
 
 
-def parts(batch: Any, count: int) -> Any:
+def parts(batch: Any, count: int, name: str = "count") -> Any:
     """Cuts a batch into parts of equal size.
 
     A part holds every `count`-th row, so that rows spread over devices stay where they are.
@@ -165,6 +174,7 @@ def parts(batch: Any, count: int) -> Any:
     Args:
       batch: pytree of arrays. [B, ...].
       count: parts, which divides B.
+      name: what errors call it.
 
     Returns:
       The parts. [count, B / count, ...].
@@ -174,7 +184,7 @@ def parts(batch: Any, count: int) -> Any:
     """
     rows = jax.tree.leaves(batch)[0].shape[0]
     if count < 1 or rows % count:
-        raise ValueError(f"count must divide the {rows} rows of a device, got {count}.")
+        raise ValueError(f"{name} must divide the {rows} rows of a device, got {count}.")
     return jax.tree.map(
         lambda leaf: jnp.moveaxis(leaf.reshape(-1, count, *leaf.shape[1:]), 1, 0), batch
     )

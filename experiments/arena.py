@@ -7,12 +7,13 @@ from typing import NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from bellmax import losses
 from bellmax.agents import Params, PromptBatch, language, sampling
 from bellmax.envs import cyclic_bench, gold_bench
-from bellmax.experiments import gold
+from bellmax.experiments import gold, step_program
 from bellmax.experiments import mesh as mesh_lib
 from bellmax.experiments.data import embedded
 from bellmax.experiments.judging import Judge
@@ -125,6 +126,7 @@ class SampledArena:
       reference: the reference's parameters.
       generate: `(params, prompts, key) -> Completion`.
       key: randomness of all samples.
+      mesh: the devices.
     """
 
     def __init__(
@@ -135,12 +137,13 @@ class SampledArena:
         reference: Params,
         generate: Callable[..., sampling.Completion],
         key: Array,
+        mesh: Mesh,
     ):
         self._batches, self._judge, self._model = batches, judge, model
         self._generate, self._keys = generate, jax.random.split(key)
         self._reference = reference
-        self._decide = jax.jit(judge.preferences)
-        self._log_probs = jax.jit(self._completion_log_probs)
+        self._decide = step_program.jit_rows(judge.preferences, mesh)
+        self._log_probs = step_program.jit_rows(self._completion_log_probs, mesh)
         self._reference_completions = self._complete(reference, second=True)
 
     def _completion_log_probs(self, params, prompts, completion):

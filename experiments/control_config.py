@@ -228,11 +228,8 @@ def check(config: ControlConfig) -> None:
         their numbers do not pair up.
     """
     train, loss, model = config.train, config.loss, config.model
-    check_counts(train)
-    if loss.target_every < 1:
-        raise errors.UserError(
-            f"config.loss.target_every must be at least 1, got {loss.target_every}."
-        )
+    config_lib.check_at_least_one("train", train)
+    config_lib.check_at_least_one("loss", loss)
     check_replay(train)
     _check_shares(config)
     if model.law not in LAWS:
@@ -246,22 +243,6 @@ def check(config: ControlConfig) -> None:
             f"{model.num_outputs}, {model.v_min} and {model.v_max}."
         )
     check_names(loss.names, trace_decays=loss.trace_decays, mixings=loss.mixings)
-
-
-def check_counts(train: SeedsConfig) -> None:
-    """Refuses counts below 1.
-
-    Args:
-      train: the group of keys.
-
-    Raises:
-      UserError: there is one.
-    """
-    for field in dataclasses.fields(train):
-        value = getattr(train, field.name)
-        # The mesh's -1 is its own.
-        if field.type is int and not field.name.startswith("mesh_") and value < 1:
-            raise errors.UserError(f"config.train.{field.name} must be at least 1, got {value}.")
 
 
 def check_replay(train: ReplayConfig) -> None:

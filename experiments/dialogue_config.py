@@ -109,11 +109,7 @@ def check(config: DialogueConfig) -> None:
     """
     train, loss = config.train, config.loss
     keys = ("num_steps", "log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints")
-    for key in keys:
-        if getattr(train, key) < 1:
-            raise errors.UserError(
-                f"config.train.{key} must be at least 1, got {getattr(train, key)}."
-            )
+    config_lib.check_at_least_one("train", train, keys)
     if train.batch_size < 2 or train.batch_size % 2:
         raise errors.UserError(
             f"config.train.batch_size must be an even number, got {train.batch_size}."

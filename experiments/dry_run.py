@@ -73,11 +73,11 @@ class Placed(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """The compiler's plan of a step's memory on one device, bytes.
+    """The compiler's plan of a program's memory on one device, bytes.
 
     Attributes:
-      arguments: state and batch.
-      outputs: new state and metrics.
+      arguments: what goes in, a step's state and batch.
+      outputs: what comes out, its new state and metrics.
       reused: of the outputs, what is written over arguments.
       temporaries: the most that is alive between them at a time.
     """
@@ -89,7 +89,7 @@ class Memory(NamedTuple):
 
     @property
     def total(self) -> int:
-        """What the step needs in all."""
+        """What the program needs in all."""
         return self.arguments + self.outputs - self.reused + self.temporaries
 
 
@@ -231,13 +231,21 @@ def examine(program: Program, mesh: Mesh) -> Report:
         parameters=parameters(state),
         state_bytes=state_bytes,
         whole_bytes=whole_bytes,
-        memory=_memory(compiled),
+        memory=memory_plan(compiled),
         collectives=collectives_lib.collectives(compiled),
         compile_seconds=seconds,
     )
 
 
-def _memory(compiled: jax.stages.Compiled) -> Memory | None:
+def memory_plan(compiled: jax.stages.Compiled) -> Memory | None:
+    """Returns what a compiled program needs on one device.
+
+    Args:
+      compiled: from `jax.jit(f).lower(...).compile()`.
+
+    Returns:
+      The plan; None where the compiler gives none.
+    """
     plan: Any = compiled.memory_analysis()
     if plan is None:
         return None

@@ -1,5 +1,6 @@
 """Held-out evaluation of a preference policy: pairs, likelihood, distance to the reference."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -10,8 +11,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from bellmax import losses
-from bellmax.agents import Params, PreferenceBatch, language, preference
+from bellmax.agents import Params, PreferenceBatch, language, preference, updates
 from bellmax.experiments import mesh as mesh_lib
+from bellmax.experiments import step_program
 from bellmax.experiments.data import pipeline
 
 
@@ -38,7 +40,7 @@ def reference_log_probs(
       Log-probabilities of chosen and of rejected completions, nats, by row. [N] each.
     """
 
-    @jax.jit
+    @functools.partial(step_program.jit_rows, mesh=mesh)
     def of_batch(params, batch):
         return preference.sequence_log_probs(model, params, batch, chunk_size=chunk_size)
 
@@ -92,13 +94,13 @@ def make_pair_evaluation(
       `(params, reference_params, batches, beta) -> PairScore`.
     """
 
-    @jax.jit
+    @functools.partial(step_program.jit_rows, mesh=mesh)
     def sums(params, reference_params, batch: PreferenceBatch, beta):
         pair = preference.pair_log_probs(
             model, params, reference_params, batch, chunk_size=chunk_size
         )
         watched = preference.diagnostics(pair, reward_scale=beta)
-        weight = jnp.ones_like(pair.chosen_log_probs) if batch.weight is None else batch.weight
+        weight = updates.row_weights(batch.weight, batch.chosen_tokens.shape[0])
         if chunk_size is None:
             kl = _prefix_kl(model, params, reference_params, batch)
         else:

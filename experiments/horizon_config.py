@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from bellmax.experiments import config as config_lib
 from bellmax.experiments import errors
 from bellmax.experiments.optimizers import OptimizerConfig
 
@@ -156,14 +157,7 @@ def check(config: HorizonConfig) -> None:
     if config.seed < 0:
         raise errors.UserError(f"config.seed must be at least 0, got {config.seed}.")
     for group in ("data", "loss", "train"):
-        keys = getattr(config, group)
-        for field in dataclasses.fields(keys):
-            value = getattr(keys, field.name)
-            # The mesh's -1 is its own.
-            if field.type is int and not field.name.startswith("mesh_") and value < 1:
-                raise errors.UserError(
-                    f"config.{group}.{field.name} must be at least 1, got {value}."
-                )
+        config_lib.check_at_least_one(group, getattr(config, group))
     loss, train = config.loss, config.train
     for key in ("num_updates", "policy_updates"):
         if getattr(train, key) % train.updates_per_step:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from bellmax.agents import Params, PromptBatch, judges, networks, sampling, updates
 from bellmax.envs import cyclic_bench, gold_bench
-from bellmax.experiments import language_run, reason_config, runner
+from bellmax.experiments import language_run, reason_config, runner, step_program
 from bellmax.experiments import mesh as mesh_lib
 from bellmax.experiments.data import embedded, pipeline
 
@@ -59,7 +59,7 @@ def _fit(run: language_run.Run[reason_config.ReasonConfig], name: str, agent, ju
     config, train = run.config, run.config.train
     key = run.key(f"judge_{name}")
 
-    @jax.jit
+    @functools.partial(step_program.jit_rows, mesh=run.mesh)
     def correct(params, batch):
         chosen = judge_fn(
             params,

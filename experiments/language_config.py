@@ -77,7 +77,7 @@ def check_stages(seed: int, train: StagesConfig) -> None:
     Raises:
       UserError: a count is below 1, or the seed is negative.
     """
-    for key in (
+    names = (
         "warm_start_steps",
         "num_steps",
         "batch_size",
@@ -86,11 +86,8 @@ def check_stages(seed: int, train: StagesConfig) -> None:
         "evaluate_every",
         "checkpoint_every",
         "keep_checkpoints",
-    ):
-        if getattr(train, key) < 1:
-            raise errors.UserError(
-                f"config.train.{key} must be at least 1, got {getattr(train, key)}."
-            )
+    )
+    config_lib.check_at_least_one("train", train, names)
     check_parts("train.batch_size", train.batch_size, train.accumulate_steps)
     if seed < 0:
         raise errors.UserError(f"config.seed must be at least 0, got {seed}.")

@@ -95,11 +95,7 @@ def check(config: ReasonConfig) -> None:
         ),
     )
     for group, keys, names in counts:
-        for key in names:
-            if getattr(keys, key) < 1:
-                raise errors.UserError(
-                    f"config.{group}.{key} must be at least 1, got {getattr(keys, key)}."
-                )
+        config_lib.check_at_least_one(group, keys, names)
     if config.train.num_evaluation_prompts < 2:
         raise errors.UserError(
             "config.train.num_evaluation_prompts must be at least 2, for a standard error, got "

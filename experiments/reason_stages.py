@@ -32,6 +32,7 @@ from bellmax.experiments import (
     reason_methods,
     resharding,
     runner,
+    step_program,
 )
 from bellmax.experiments import config as config_lib
 from bellmax.experiments import mesh as mesh_lib
@@ -169,14 +170,16 @@ def make_arena(run: ReasonRun, reference: Params, judge: judging.Judge) -> arena
         return arena.ExactArena(run.data.embedded, run.gold, reference)
     law = opponents.policy(run.model)
 
-    @jax.jit
+    @functools.partial(step_program.jit_rows, mesh=run.mesh)
     def generate(params: Params, prompts: PromptBatch, key: Array) -> sampling.Completion:
         zero = jnp.zeros((), jnp.int32)
         state = nash.State(resharding.to_generation(run.mesh, params), (), (), (), zero)
         return opponents.sample(law, state, prompts, key, **generation(run))
 
     batches = [mesh_lib.place_batch(run.mesh, batch) for batch in _evaluation_prompts(run)]
-    return arena.SampledArena(run.model, batches, judge, reference, generate, run.key("arena"))
+    return arena.SampledArena(
+        run.model, batches, judge, reference, generate, run.key("arena"), run.mesh
+    )
 
 
 def _evaluation_prompts(run: ReasonRun) -> list[PromptBatch]:

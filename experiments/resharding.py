@@ -18,6 +18,7 @@ References:
   https://arxiv.org/abs/2409.19256
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -147,8 +148,9 @@ class Move:
                     leaf.delete()
         return self._tree.unflatten(leaves)
 
-    def compile(self) -> list[jax.stages.Compiled]:
-        """Returns the programs, compiled, in the order in which they run."""
+    @functools.cached_property
+    def compiled(self) -> list[jax.stages.Compiled]:
+        """The programs, compiled, in the order in which they run."""
         old = [
             jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
             for leaf, sharding in zip(self._leaves, self._source, strict=True)
@@ -176,7 +178,7 @@ class Move:
         places = range(len(self._leaves))
         held = sum(self._bytes(self._source, place) for place in places)
         peak = held
-        for part, compiled in zip(self._parts, self.compile(), strict=True):
+        for part, compiled in zip(self._parts, self.compiled, strict=True):
             analysis = compiled.memory_analysis()
             held += sum(self._bytes(self._target, place) for place in part)
             peak = max(peak, held + (0 if analysis is None else analysis.temp_size_in_bytes))

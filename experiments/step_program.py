@@ -1,4 +1,4 @@
-"""The one program that a training step becomes, and where its activations lie on a mesh.
+"""The programs that training steps and evaluations become, and where activations lie on a mesh.
 
 Parameters say where they lie, batches too, and XLA finds places for everything between them. Left
 alone it lets a table of embeddings that is sharded by its columns decide: every device then holds
@@ -8,6 +8,7 @@ data and fsdp; parameters are then gathered layer by layer, where they are used.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -58,6 +59,26 @@ def rows_stay(mesh: Mesh) -> Iterator[None]:
         yield
 
 
+def jit_rows(function: Callable[..., Any], mesh: Mesh, **options: Any) -> Any:
+    """Compiles a function of parameters and rows, such as an evaluation, as steps are compiled.
+
+    Args:
+      function: of arrays on the mesh.
+      mesh: the devices.
+      **options: those of `jax.jit`.
+
+    Returns:
+      The jitted function.
+    """
+
+    @functools.wraps(function)
+    def placed(*arguments):
+        with rows_stay(mesh):
+            return function(*arguments)
+
+    return jax.jit(placed, **options)
+
+
 def jit_step(
     train_step: Callable[[Any, Any, Any], tuple[Any, Any]], mesh: Mesh, shardings: Any
 ) -> Any:
@@ -74,7 +95,6 @@ def jit_step(
     """
 
     def keyed_step(state, batch, run_key):
-        with rows_stay(mesh):
-            return train_step(state, batch, jax.random.fold_in(run_key, state.step))
+        return train_step(state, batch, jax.random.fold_in(run_key, state.step))
 
-    return jax.jit(keyed_step, donate_argnums=0, out_shardings=(shardings, None))
+    return jit_rows(keyed_step, mesh, donate_argnums=0, out_shardings=(shardings, None))

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from bellmax.experiments import config as config_lib
 from bellmax.experiments import errors, language_config, optimizers
 
 SOURCE = "token_task"
@@ -146,10 +147,7 @@ def check(config: TaskConfig) -> None:
         ),
     }
     for group, names in at_least_one.items():
-        for key in names:
-            value = getattr(getattr(config, group), key)
-            if value < 1:
-                raise errors.UserError(f"config.{group}.{key} must be at least 1, got {value}.")
+        config_lib.check_at_least_one(group, getattr(config, group), names)
     if not loss.names or len(set(loss.names)) != len(loss.names):
         raise errors.UserError(
             f"config.loss.names must hold distinct methods, got {list(loss.names)}."

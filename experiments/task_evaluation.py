@@ -11,11 +11,18 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from bellmax import losses
-from bellmax.agents import CompletionBatch, Params, completion_losses, completions, language
+from bellmax.agents import (
+    CompletionBatch,
+    Params,
+    completion_losses,
+    completions,
+    language,
+    sampling,
+)
 from bellmax.envs import token_tasks
 from bellmax.envs.token_longform import LongFormTask
 from bellmax.envs.token_tasks import TokenProblem, TokenTask
-from bellmax.experiments import resharding, task_data, task_rollouts
+from bellmax.experiments import resharding, step_program, task_data, task_rollouts
 from bellmax.experiments.task_config import TrainConfig
 
 
@@ -100,7 +107,9 @@ class CheckedEvaluation:
             temperature=train.temperature,
         )
 
-        @functools.partial(jax.jit, out_shardings=NamedSharding(mesh, PartitionSpec()))
+        everywhere = NamedSharding(mesh, PartitionSpec())
+
+        @functools.partial(step_program.jit_rows, mesh=mesh, out_shardings=everywhere)
         def measure(params: Params, reference: Params):
             rows, numbers = resharding.spread_rows(mesh, (problems, index))
             completion = sample(
@@ -169,11 +178,16 @@ class CheckedEvaluation:
           Tokens and mask, [M, N] each, and rewards, [M].
         """
         found = self._measure(params, params)
-        tokens, mask = (
-            np.asarray(leaf).reshape(-1, self._size, leaf.shape[-1])[:, 0]
-            for leaf in (found[-1].tokens, found[-1].mask)
-        )
-        return tokens, mask, np.asarray(found[0])[:, 0]
+        return *_first(found[-1], self._size), np.asarray(found[0])[:, 0]
+
+
+def _first(completion: sampling.Completion, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and mask of the first completion of each problem, of so many. [M, N] each."""
+    tokens, mask = (
+        np.asarray(leaf).reshape(-1, size, leaf.shape[-1])[:, 0]
+        for leaf in (completion.tokens, completion.mask)
+    )
+    return tokens, mask
 
 
 def _solved(rewards: Float[np.ndarray, "M K"]) -> Int[Array, " M"]:
@@ -218,7 +232,9 @@ class LikelihoodEvaluation:
             assert batch.answer_mask is not None
             return losses.sequence_log_probs(found, batch.answer_mask)
 
-        @functools.partial(jax.jit, out_shardings=NamedSharding(mesh, PartitionSpec()))
+        everywhere = NamedSharding(mesh, PartitionSpec())
+
+        @functools.partial(step_program.jit_rows, mesh=mesh, out_shardings=everywhere)
         def measure(params: Params, reference: Params):
             rows, numbers = resharding.spread_rows(mesh, (problems, index))
             chains = sample(resharding.to_generation(mesh, params), problems=rows, index=numbers)
@@ -283,8 +299,4 @@ class LikelihoodEvaluation:
           Tokens and mask, [M, N] each, and whether the chain is right, [M].
         """
         found, chains = self._measure(params, params)
-        tokens, mask = (
-            np.asarray(leaf).reshape(-1, self._size, leaf.shape[-1])[:, 0]
-            for leaf in (chains.tokens, chains.mask)
-        )
-        return tokens, mask, np.asarray(found[2])[:, 0]
+        return *_first(chains, self._size), np.asarray(found[2])[:, 0]

@@ -6,12 +6,14 @@ must not run side by side, which one file for all of them makes sure of (`--dist
 
 import os
 import pathlib
+import runpy
 import subprocess
 import sys
 
 import pytest
 
 TESTS = pathlib.Path(__file__).parent
+Group = runpy.run_path(str(TESTS / "experiments" / "loopback.py"))["Group"]
 LAYOUTS = ("jit", "shard_map", "pmap")
 AGENTS = sorted(path.stem[15:] for path in TESTS.glob("agents/device_layouts_*.py"))
 # One of each kind of batch; the others take as long again.
@@ -72,3 +74,12 @@ def test_several_devices_equal_one(script, devices, printed, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.split() == printed
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("count", [2, 4])
+def test_agents_in_several_processes_equal_one_device(tmp_path, count):
+    command = [str(TESTS / "agents" / "device_layouts.py"), str(tmp_path), *FIRST_AGENTS]
+    group = Group(tmp_path, *command, count=count, devices=4)
+    group.finish()

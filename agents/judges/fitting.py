@@ -159,8 +159,7 @@ def update(
       (log odds of the label under the judge) and `rewards/accuracy` (1/2 on a tie).
     """
     del key
-    rows = batch.chosen_tokens.shape[0]
-    weight = jnp.ones(rows) if batch.weight is None else batch.weight
+    weight = updates.row_weights(batch.weight, batch.chosen_tokens.shape[0])
     # An empty completion reads nothing of its row, neither NaN nor an id outside the vocabulary.
     chosen_mask, rejected_mask = (
         jnp.where(weight[:, None] > 0, mask, 0) for mask in (batch.chosen_mask, batch.rejected_mask)

@@ -6,19 +6,22 @@ Llama and Mistral without sliding windows, and Qwen2 (the same with biases on qu
 values).
 """
 
+import dataclasses
+import functools
 import json
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.flax
 
 from bellmax.agents.networks.blocks import TransformerConfig
-from bellmax.agents.networks.transformer import Params, stack_layers, unstack_layers
+from bellmax.agents.networks.transformer import Params, init, stack_layers, unstack_layers
 
 _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _MODEL_TYPES = ("llama", "mistral", "qwen2")
@@ -185,29 +188,17 @@ def _needed(path: pathlib.Path, keys: Mapping[str, Any], key: str) -> int:
 
 def _names(config: TransformerConfig) -> Iterator[tuple[str, str, bool, tuple[int, ...]]]:
     """Yields each array's path here, its name there, whether it is turned, and its shape here."""
-    width, mlp = config.embed_dim, config.mlp_dim
-    heads, kv_heads = (config.head_dim * count for count in (config.num_heads, config.num_kv_heads))
-    shapes = {
-        "attention_norm/scale": (width,),
-        "mlp_norm/scale": (width,),
-        "attention/query/kernel": (width, heads),
-        "attention/key/kernel": (width, kv_heads),
-        "attention/value/kernel": (width, kv_heads),
-        "attention/output/kernel": (heads, width),
-        "mlp/gate/kernel": (width, mlp),
-        "mlp/up/kernel": (width, mlp),
-        "mlp/down/kernel": (mlp, width),
-        "attention/query/bias": (heads,),
-        "attention/key/bias": (kv_heads,),
-        "attention/value/bias": (kv_heads,),
-    }
-    yield "embedder/embedding", "model.embed_tokens.weight", False, (config.vocab_size, width)
+    plain = dataclasses.replace(config, scan_layers=False)
+    shapes = jax.eval_shape(functools.partial(init, plain), jax.random.key(0))
+    names = [("embedder/embedding", "model.embed_tokens.weight", False)]
     for layer in range(config.num_layers):
         for path, name, turned in _LAYER + (_BIASES if config.attention_bias else ()):
-            yield f"layers_{layer}/{path}", f"model.layers.{layer}.{name}", turned, shapes[path]
-    yield "final_norm/scale", "model.norm.weight", False, (width,)
+            names.append((f"layers_{layer}/{path}", f"model.layers.{layer}.{name}", turned))
+    names.append(("final_norm/scale", "model.norm.weight", False))
     if not config.tied_embeddings:
-        yield "unembedder/kernel", "lm_head.weight", True, (width, config.vocab_size)
+        names.append(("unembedder/kernel", "lm_head.weight", True))
+    for path, name, turned in names:
+        yield path, name, turned, _get(shapes, path).shape
 
 
 class _Tensors:

@@ -20,6 +20,7 @@ import numpy as np
 from jax.experimental import io_callback
 from jaxtyping import Array, Int
 
+from bellmax.envs.adapters import spaces
 from bellmax.envs.environment import ArraySpec, DiscreteSpec, Environment
 from bellmax.envs.types import TimeStep
 from bellmax.envs.wrappers import AutoResetState
@@ -153,15 +154,13 @@ def adapt(make: Callable[[], Any], observe: Callable[[Any], Any] = np.asarray) -
 
 def _actions(space: Any) -> tuple[DiscreteSpec | ArraySpec, Callable[[Any], Any]]:
     """Returns what is done, and how an environment wants to be told."""
-    if getattr(space, "n", None) is not None and getattr(space, "start", 0) == 0:
-        return DiscreteSpec(int(space.n)), int
-    ends = tuple(np.unique(getattr(space, end, ())) for end in ("low", "high"))
-    if not all(len(end) == 1 and np.isfinite(end).all() for end in ends):
+    spec = spaces.action_spec(space)
+    if spec is None:
         raise ValueError(
             f"make must give discrete actions from 0 or a Box within one range, got {space}."
         )
-    low, high = (float(end[0]) for end in ends)
-    spec = ArraySpec(tuple(space.shape), low=low, high=high)
+    if isinstance(spec, DiscreteSpec):
+        return spec, int
     return spec, lambda action: np.asarray(action, space.dtype)
 
 

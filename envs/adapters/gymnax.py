@@ -8,9 +8,9 @@ import importlib
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 
-from bellmax.envs.environment import ArraySpec, DiscreteSpec, Environment
+from bellmax.envs.adapters import spaces
+from bellmax.envs.environment import ArraySpec, Environment
 from bellmax.envs.types import TimeStep
 
 
@@ -44,7 +44,11 @@ def make(name: str, **params: Any) -> Environment:
         all_params = defaults.replace(**params)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"name and params must be Gymnax's, got {name!r}: {error}.") from error
-    action_spec = _actions(name, theirs.action_space(all_params))
+    action_spec = spaces.action_spec(theirs.action_space(all_params))
+    if action_spec is None:
+        raise ValueError(
+            f"name must be of discrete actions or of arrays within one range, got {name!r}."
+        )
     shape = tuple(theirs.observation_space(all_params).shape)
 
     def observe(observation):
@@ -69,15 +73,3 @@ def make(name: str, **params: Any) -> Environment:
         observation_spec=ArraySpec(shape),
         action_spec=action_spec,
     )
-
-
-def _actions(name: str, space: Any) -> DiscreteSpec | ArraySpec:
-    if hasattr(space, "n"):
-        return DiscreteSpec(int(space.n))
-    ends = [np.unique(getattr(space, end, ())) for end in ("low", "high")]
-    if not all(len(end) == 1 and np.isfinite(end).all() for end in ends):
-        raise ValueError(
-            f"name must be of discrete actions or of arrays within one range, got {name!r}."
-        )
-    low, high = (float(end[0]) for end in ends)
-    return ArraySpec(tuple(space.shape), low=low, high=high)

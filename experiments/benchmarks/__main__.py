@@ -2,11 +2,13 @@
 
     python -m bellmax.experiments.benchmarks --list
     python -m bellmax.experiments.benchmarks adan train_step --repeats=9 --workdir=DIR
+    python -m bellmax.experiments.benchmarks large_models --profile=DIR
 
 Times are medians. A figure such as `1.05 (0.98-1.2)` is a ratio over neighbouring runs: median,
 least and greatest. Without names all comparisons run, which takes a few minutes.
 """
 
+import contextlib
 import os
 import pathlib
 import platform
@@ -29,6 +31,9 @@ def _define_flags() -> None:
     flags.DEFINE_bool("quick", False, "Small shapes: tests the code and not the machine.")
     flags.DEFINE_integer("repeats", 7, "Counted runs of each candidate.", lower_bound=1)
     flags.DEFINE_string("workdir", None, "Folder for a NAME.json each; none by default.")
+    flags.DEFINE_string(
+        "profile", None, "Folder for a trace of each comparison, which Perfetto and XProf read."
+    )
 
 
 def benchmark_names() -> list[str]:
@@ -68,6 +73,12 @@ def _save(workdir: pathlib.Path, name: str, machine: runner.Machine, rows: list[
     metrics.write_json(workdir / f"{name}.json", value)
 
 
+def _traced(name: str) -> contextlib.AbstractContextManager[None]:
+    if _FLAGS.profile is None:
+        return contextlib.nullcontext()
+    return jax.profiler.trace(pathlib.Path(_FLAGS.profile) / name)
+
+
 def main(argv: Sequence[str]) -> None:
     """Reads the flags and runs what they name."""
     selected = [load(name) for name in list(argv[1:]) or benchmark_names()]
@@ -79,7 +90,8 @@ def main(argv: Sequence[str]) -> None:
         print(f"{benchmark.name} ...", file=sys.stderr, flush=True)
         # Once a comparison, since other work on the machine comes and goes.
         machine = machine_lib.measure_machine(_FLAGS.quick, _FLAGS.repeats)
-        rows = benchmark.run(machine, _FLAGS.quick, _FLAGS.repeats)
+        with _traced(benchmark.name):
+            rows = benchmark.run(machine, _FLAGS.quick, _FLAGS.repeats)
         metrics.print_table(f"{benchmark.name}: {benchmark.description}", rows)
         print(
             f"machine: float32 matmul {machine.matmul_flops / 1e9:.4g} GFLOP/s, "

@@ -18,35 +18,34 @@ from bellmax.agents import (
     CompletionBatch,
     PromptBatch,
     completion_losses,
-    language,
     networks,
     policy_gradient,
     sampling,
 )
+from bellmax.experiments import language_config
 from bellmax.experiments.benchmarks import peers, runner
 from bellmax.experiments.benchmarks.reasoning_torch import TorchLearner
 
 GROUP, BETA, LEARNING_RATE = 4, 0.05, 1e-5
 
 
-def make_agent(config: networks.TransformerConfig, num_tokens: int) -> Agent:
+def make_agent(
+    config: networks.TransformerConfig, num_tokens: int, chunk_size: int | None = None
+) -> Agent:
     """Returns the agent that learns.
 
     Args:
       config: the network's shape.
       num_tokens: of a completion.
+      chunk_size: tokens per chunk of the head, or None.
     """
-    model = language.LanguageModel(
-        apply=functools.partial(networks.apply, config),
-        hidden_states=functools.partial(networks.hidden_states, config),
-        unembedding=functools.partial(networks.unembedding, config),
-    )
     return policy_gradient.make(
-        model,
+        language_config.make_model(config),
         optax.adam(LEARNING_RATE),
         loss_fn=completion_losses.policy_gradient(completion_losses.leave_one_out(), beta=BETA),
         init_params=functools.partial(networks.init, config),
         max_new_tokens=num_tokens,
+        chunk_size=chunk_size,
     )
 
 
@@ -71,10 +70,21 @@ def rewards_of(completions: Any) -> Any:
     return 1.0 * (completions % 2 == 0).sum(-1) / completions.shape[-1]
 
 
-def _ours(
-    config: networks.TransformerConfig, prompts: Any, num_tokens: int
+def candidates(
+    config: networks.TransformerConfig,
+    prompts: Any,
+    num_tokens: int,
+    chunk_size: int | None = None,
 ) -> list[runner.Candidate]:
-    agent = make_agent(config, num_tokens)
+    """Returns a whole step of ours, its sampling, and its learning.
+
+    Args:
+      config: the network's shape.
+      prompts: token ids, without padding. [B, P].
+      num_tokens: of a completion.
+      chunk_size: tokens per chunk of the head, or None.
+    """
+    agent = make_agent(config, num_tokens, chunk_size)
     state, length = agent.init(jax.random.key(0)), prompts.shape[1]
     repeated = jnp.repeat(prompts, GROUP, axis=0)
     batch = PromptBatch(repeated, jnp.ones_like(repeated), index=jnp.arange(len(repeated)))
@@ -160,11 +170,8 @@ def run(machine: runner.Machine, quick: bool, repeats: int) -> list[dict[str, An
     if quick:
         config, prompts, num_tokens = networks.TransformerConfig(64, 1, 2, 2, 8, 16, 32), 2, 4
     asked = jax.random.randint(jax.random.key(2), (prompts, 32), 1, config.vocab_size)
-    candidates = [
-        *_ours(config, asked, num_tokens),
-        *_theirs(config, asked, num_tokens),
-    ]
-    timings = runner.measure(candidates, repeats=repeats)
+    both = candidates(config, asked, num_tokens) + _theirs(config, asked, num_tokens)
+    timings = runner.measure(both, repeats=repeats)
     rows = []
     for number, timing in enumerate(timings):
         # Whole step, sampling, learning: ours, then theirs.

@@ -10,7 +10,6 @@ all its tokens; it starts from the training layout and gathers on its way, or do
 import functools
 import json
 import math
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ import jax
 import numpy as np
 
 from bellmax.agents import networks, sampling
-from bellmax.experiments import collectives, mesh, resharding
+from bellmax.experiments import collectives, dry_run, mesh, resharding, simulated_devices
 from bellmax.experiments.benchmarks import runner
 
 _DEVICES = 8
@@ -38,25 +37,6 @@ def _moved(programs: Sequence[jax.stages.Compiled], tokens: int = 0) -> float:
         one.moved_bytes * (tokens if one.executions is None else one.executions)
         for compiled in programs
         for one in collectives.collectives(compiled)
-    )
-
-
-def _held(compiled: jax.stages.Compiled) -> float:
-    analysis = compiled.memory_analysis()
-    if analysis is None:
-        return math.nan
-    return (
-        analysis.argument_size_in_bytes
-        + analysis.output_size_in_bytes
-        + analysis.temp_size_in_bytes
-        - analysis.alias_size_in_bytes
-    )
-
-
-def _layout_bytes(params: Any, shardings: Any) -> int:
-    return sum(
-        math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf, sharding in zip(jax.tree.leaves(params), jax.tree.leaves(shardings), strict=True)
     )
 
 
@@ -93,7 +73,8 @@ def _samplings(devices, params, config, batch: int, new: int) -> list[_Way]:
     for name, gathers in ((_BASELINE, False), ("sampling, gathered first", True)):
         jitted = jax.jit(functools.partial(sample, gathers=gathers))
         compiled = jitted.lower(params, prompts).compile()
-        held = _held(compiled)
+        plan = dry_run.memory_plan(compiled)
+        held = math.nan if plan is None else plan.total
         ways.append(_Way(name, _waiting(compiled, params, prompts), [compiled], held))
     return ways
 
@@ -111,7 +92,7 @@ def _moves(devices, params, other) -> list[_Way]:
         there.append(jax.block_until_ready(given.slice(back.pop())))
 
     return [
-        _Way(name, run, move.compile(), move.peak_bytes(), move.least_bytes())
+        _Way(name, run, move.compiled, move.peak_bytes(), move.least_bytes())
         for name, run, move in (
             ("gather, a copy", _waiting(kept.gather, params), kept.gather),
             ("gather, given up", give, given.gather),
@@ -129,7 +110,7 @@ def _of_mesh(name: str, config, batch: int, new: int, repeats: int) -> list[dict
     init = jax.jit(functools.partial(networks.init, config))
     params, other = (mesh.place_state(devices, init(jax.random.key(0))) for _ in range(2))
     larger = max(
-        _layout_bytes(params, layout)
+        sum(map(dry_run.device_bytes, jax.tree.leaves(dry_run.with_shardings(params, layout))))
         for layout in (
             mesh.state_sharding(devices, params),
             resharding.generation_sharding(devices, params),
@@ -175,16 +156,8 @@ def run(machine: runner.Machine, quick: bool, repeats: int) -> list[dict[str, An
     del machine
     if jax.device_count() == _DEVICES:
         return _rows(quick, repeats)
-    flags = os.environ.get("XLA_FLAGS", "")
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={_DEVICES}",
-        # Fewer threads than this, and programs with collectives wait for each other.
-        "PJRT_NPROC": str(2 * _DEVICES),
-    }
     done = subprocess.run(
         [sys.executable, "-P", "-m", __name__, str(int(quick)), str(repeats)],
-        env=environment,
         stdout=subprocess.PIPE,
         text=True,
         check=True,
@@ -200,4 +173,5 @@ BENCHMARK = runner.Benchmark(
 )
 
 if __name__ == "__main__":
+    simulated_devices.force(_DEVICES)
     print(json.dumps(_rows(sys.argv[1] == "1", int(sys.argv[2]))))

@@ -11,19 +11,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from bellmax import agents, losses
 from bellmax.agents import networks, optimizers, preference
-from bellmax.agents.language import LanguageModel
+from bellmax.experiments import language_config
 from bellmax.experiments.benchmarks import runner
-
-
-def _model(config: networks.TransformerConfig) -> LanguageModel:
-    return LanguageModel(
-        apply=functools.partial(networks.apply, config),
-        hidden_states=functools.partial(networks.hidden_states, config),
-        unembedding=functools.partial(networks.unembedding, config),
-    )
 
 
 def _batch(config: networks.TransformerConfig, pairs: int, length: int) -> agents.PreferenceBatch:
@@ -36,15 +29,54 @@ def _batch(config: networks.TransformerConfig, pairs: int, length: int) -> agent
     return agents.PreferenceBatch(chosen, rejected, mask, mask, zeros, zeros)
 
 
-def _operations(config: networks.TransformerConfig, pairs: int, length: int, live: bool) -> float:
+def operations(config: networks.TransformerConfig, rows: int, length: int, live: bool) -> float:
+    """Returns the floating-point operations of a step, as this module counts them.
+
+    Args:
+      config: the network's shape.
+      rows: sequences, two a pair.
+      length: tokens of each.
+      live: whether a reference is run beside the policy.
+    """
     heads = config.num_heads * config.head_dim
     key_heads = config.num_kv_heads * config.head_dim
     layer = config.embed_dim * (2 * heads + 2 * key_heads + 3 * config.mlp_dim)
     products = config.num_layers * layer + config.embed_dim * config.vocab_size
     # The last token predicts nothing and is not run.
-    tokens = 2 * pairs * (length - 1)
+    tokens = rows * (length - 1)
     attention = config.num_layers * tokens * length * heads
     return (6 + 2 * live) * products * tokens + (12 + 4 * live) * attention
+
+
+def candidate(
+    name: str,
+    config: networks.TransformerConfig,
+    shape: tuple[int, int],
+    optimizer: optax.GradientTransformation,
+    *,
+    live: bool,
+    chunk_size: int | None,
+) -> runner.Candidate:
+    """Returns a DPO step on random pairs.
+
+    Args:
+      name: what tables call it.
+      config: the network's shape.
+      shape: pairs, and tokens of each completion with its prompt.
+      optimizer: of the step.
+      live: whether the reference is run, instead of read from the batch.
+      chunk_size: tokens per chunk of the head, or None.
+    """
+    agent = preference.make(
+        language_config.make_model(config),
+        optimizer,
+        loss_fn=preference.on_log_ratios(functools.partial(losses.dpo_loss, beta=0.1)),
+        init_params=functools.partial(networks.init, config),
+        live_reference=live,
+        chunk_size=chunk_size,
+    )
+    state, step = agent.init(jax.random.key(0)), functools.partial(agent.update, key=None)
+    return runner.Candidate(name, step, (state, _batch(config, *shape)), carried=True)
 
 
 def run(machine: runner.Machine, quick: bool, repeats: int) -> list[dict[str, Any]]:
@@ -64,34 +96,31 @@ def run(machine: runner.Machine, quick: bool, repeats: int) -> list[dict[str, An
     else:
         config = networks.TransformerConfig(4096, 4, 8, 4, 32, 256, 704)
         pairs, length = 8, 128
-    model, batch = _model(config), _batch(config, pairs, length)
-    candidates = []
-    for name, live, chunk_size in (
-        ("cached reference", False, None),
-        ("live reference", True, None),
-        ("cached, chunked head", False, 512),
-    ):
-        agent = preference.make(
-            model,
+    candidates = [
+        candidate(
+            name,
+            config,
+            (pairs, length),
             optimizers.adan(1e-4),
-            loss_fn=preference.on_log_ratios(functools.partial(losses.dpo_loss, beta=0.1)),
-            init_params=functools.partial(networks.init, config),
-            live_reference=live,
+            live=live,
             chunk_size=chunk_size,
         )
-        state = agent.init(jax.random.key(0))
-        step = functools.partial(agent.update, key=None)
-        candidates.append(runner.Candidate(name, step, (state, batch), carried=True))
+        for name, live, chunk_size in (
+            ("cached reference", False, None),
+            ("live reference", True, None),
+            ("cached, chunked head", False, 512),
+        )
+    ]
     timings = runner.measure(candidates, repeats=2 * repeats)
     parameters = networks.num_parameters(candidates[0].arguments[0].params)
     rows = []
     for timing, live in zip(timings, (False, True, False), strict=True):
-        operations = _operations(config, pairs, length, live)
+        count = operations(config, 2 * pairs, length, live)
         rows.append(
             runner.row(timing, timings[0])
             | {
                 "tokens/s": f"{2 * pairs * length / timing.median:,.0f}",
-                "of matmul roofline": f"{operations / timing.median / machine.matmul_flops:.0%}",
+                "of matmul roofline": f"{count / timing.median / machine.matmul_flops:.0%}",
                 "parameters": f"{parameters:,}",
             }
         )

@@ -36,6 +36,7 @@ import jax.numpy as jnp
 from bellmax.configs.reason import tasks
 from bellmax.experiments import config as config_lib
 from bellmax.experiments import (
+    dry_run,
     metrics,
     numbered,
     plots,
@@ -63,28 +64,28 @@ def make_config(seed: int) -> Any:
     return config
 
 
-def step_bytes(name: str, workdir: pathlib.Path) -> int:
-    """Returns what a step of a method holds at once: its arguments and temporary buffers.
+def step_bytes(workdir: pathlib.Path) -> dict[str, int]:
+    """Returns what a step of each method holds at once: its arguments and temporary buffers.
 
     Args:
-      name: the method.
       workdir: a folder, which nothing is written to.
 
     Returns:
-      Bytes, as the compiler counts them; the state is donated and counted once.
+      Bytes by method, as the compiler counts them; the state is donated and counted once.
     """
     config = config_lib.to_dataclass(task_config.TaskConfig, make_config(0))
-    run = task_run.prepare(config, workdir)
-    place = config.loss.names.index(name)
-    learner = task_steps.make_learner(run, place)
-    state = task_steps.State(
-        jnp.zeros((), jnp.int32), jax.eval_shape(learner.agent.init, jax.random.key(0)), ()
-    )
+    run, found = task_run.prepare(config, workdir), {}
     rows = numbered.Rows(jnp.arange(config.train.batch_size))
-    step = jax.jit(task_steps.make_step(run, learner), donate_argnums=0)
-    memory = step.lower(state, rows, jax.random.key(0)).compile().memory_analysis()
-    assert memory is not None
-    return int(memory.argument_size_in_bytes + memory.temp_size_in_bytes)
+    for place, name in enumerate(config.loss.names):
+        learner = task_steps.make_learner(run, place)
+        state = task_steps.State(
+            jnp.zeros((), jnp.int32), jax.eval_shape(learner.agent.init, jax.random.key(0)), ()
+        )
+        step = jax.jit(task_steps.make_step(run, learner), donate_argnums=0)
+        plan = dry_run.memory_plan(step.lower(state, rows, jax.random.key(0)).compile())
+        assert plan is not None
+        found[name] = plan.arguments + plan.temporaries
+    return found
 
 
 def verdicts(start: float, last: dict[str, float], held: dict[str, int]) -> dict[str, bool]:
@@ -152,7 +153,7 @@ def compare(name: str, configs: Sequence[Any], directory: pathlib.Path) -> Outco
     distance = {
         method: task_report.over_seeds(tables, method, "kl/reference") for method in METHODS
     }
-    held = {method: step_bytes(method, folder) for method in METHODS}
+    held = step_bytes(folder)
     seconds = {method: step_seconds(workdirs, method) for method in METHODS}
     means = {method: float(values.mean()) for method, values in found.items()}
     start = means.pop("warm_start")

@@ -11,7 +11,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from bellmax.agents import networks
 from bellmax.configs.align import base
-from bellmax.experiments import align_config, dry_run, dry_run_language, model_sizes, step_program
+from bellmax.experiments import (
+    align_config,
+    collectives,
+    dry_run,
+    dry_run_language,
+    model_sizes,
+    step_program,
+)
 from bellmax.experiments import config as config_lib
 from bellmax.experiments import mesh as mesh_lib
 
@@ -115,6 +122,25 @@ def check_numbers() -> None:
         np.testing.assert_allclose(one, two, atol=1e-5)
 
 
+def check_evaluation() -> None:
+    """A program that only reads parameters gathers them, and leaves rows where they are."""
+    shape = networks.TransformerConfig(512, 2, 4, 2, 8, 32, 64)
+    params = networks.init(shape, jax.random.key(0))
+    tokens = jax.random.randint(jax.random.key(1), (8, 64), 0, 512)
+    apply = functools.partial(networks.apply, shape)
+    mesh = mesh_lib.make_mesh(data=1, fsdp=4)
+    placed = mesh_lib.place_state(mesh, params), mesh_lib.place_batch(mesh, tokens)
+    compiled = step_program.jit_rows(apply, mesh).lower(*placed).compile()
+    sent = dry_run.traffic(collectives.collectives(compiled))
+    # Rows of embeddings come from the devices that hold their columns; no sums are sent.
+    assert set(sent) == {"all-gather", "all-to-all"}
+    parts = sum(dry_run.device_bytes(leaf) for leaf in jax.tree.leaves(placed[0]))
+    whole = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    assert sent["all-gather"][1] < 1.1 * (whole - parts)
+    assert sent["all-to-all"][1] < tokens.size * shape.embed_dim * FLOAT / 4
+    np.testing.assert_allclose(compiled(*placed), apply(params, tokens), atol=1e-5)
+
+
 def main():
     simulation = config_lib.Simulation(4, "", "0.5b", 4, 32)
     report = dry_run_language.run(config(mesh_fsdp=2, mesh_tensor=2), simulation)
@@ -130,6 +156,8 @@ def main():
     print("layers")
     check_numbers()
     print("numbers")
+    check_evaluation()
+    print("evaluation")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from absl import flags
 
 from bellmax.agents import networks
 from bellmax.experiments import errors
-from bellmax.experiments.benchmarks import machine, peers, runner, train_step
+from bellmax.experiments.benchmarks import large_models, machine, peers, runner, train_step
 
 main = importlib.import_module("bellmax.experiments.benchmarks.__main__")
 RATES = runner.Machine(matmul_flops=1e11, copy_bytes=1e10)
@@ -50,11 +50,18 @@ def test_operations_of_a_step_by_hand():
     # parameters, the unembedding 16 * 64 = 1024; 2 * 2 * 15 tokens are run.
     config = networks.TransformerConfig(64, 1, 2, 1, 8, 16, 32)
     expected = 6 * 3328 * 60 + 12 * 60 * 16 * 16
-    assert train_step._operations(config, 2, 16, False) == expected
+    assert train_step.operations(config, 4, 16, False) == expected
+
+
+def test_operations_of_sampling_by_hand():
+    # As above: two operations a parameter and token, four a head's number and pair of tokens.
+    config = networks.TransformerConfig(64, 1, 2, 1, 8, 16, 32)
+    expected = 2 * 3328 * 60 + 4 * 60 * 16 * 16
+    assert large_models.sampling_operations(config, 4, 9, 7) == expected
 
 
 # Each compiles for ten seconds and more.
-LARGE = ("control_loop", "reasoning_step", "resharding", "sampling", "td_flow")
+LARGE = ("control_loop", "large_models", "reasoning_step", "resharding", "sampling", "td_flow")
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,14 @@ def test_flags_that_do_not_go_together_are_one_paragraph(run_main, arguments, wo
 def test_four_simulated_devices_hold_their_shares_and_nothing_is_allocated():
     done = in_a_process(str(HERE / "device_dry_run.py"))
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.split()[-5:] == ["sizes", "traffic", "nothing", "layers", "numbers"]
+    assert done.stdout.split()[-6:] == [
+        "sizes",
+        "traffic",
+        "nothing",
+        "layers",
+        "numbers",
+        "evaluation",
+    ]
 
 
 @pytest.mark.slow
