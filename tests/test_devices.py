@@ -4,13 +4,18 @@ Several forced host devices want every core, and their collectives wait for each
 must not run side by side, which one file for all of them makes sure of (`--dist loadfile`).
 """
 
+import importlib
+import inspect
 import os
 import pathlib
+import pkgutil
 import runpy
 import subprocess
 import sys
 
 import pytest
+
+from bellmax import agents
 
 TESTS = pathlib.Path(__file__).parent
 Group = runpy.run_path(str(TESTS / "experiments" / "loopback.py"))["Group"]
@@ -21,8 +26,21 @@ FIRST_AGENTS = ["distributional_q", "nash", "preference", "td_flow"]
 OTHER_AGENTS = [name for name in AGENTS if name not in FIRST_AGENTS]
 
 
-def layouts(agents):
-    return [f"device_layouts_{agent}/{layout}" for agent in agents for layout in LAYOUTS]
+def test_every_agent_has_its_layouts():
+    learning = {
+        module.name
+        for module in pkgutil.iter_modules(agents.__path__)
+        if "axis_name"
+        in inspect.signature(
+            getattr(importlib.import_module(f"bellmax.agents.{module.name}"), "make", abs)
+        ).parameters
+    }
+    assert len(learning) > 10
+    assert learning - set(AGENTS) == set()
+
+
+def layouts(names):
+    return [f"device_layouts_{agent}/{layout}" for agent in names for layout in LAYOUTS]
 
 
 @pytest.mark.parametrize(
