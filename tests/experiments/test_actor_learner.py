@@ -46,12 +46,14 @@ def test_halves_of_one_process_equal_a_loop_by_hand():
 
 
 @pytest.mark.slow
-def test_two_processes_equal_a_loop_by_hand():
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_processes_equal_a_loop_by_hand(count):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    pair = [start(4, port, str(rank)) for rank in range(2)]
-    assert [last_words(process) for process in pair] == ["learnt", "acted"]
+    group = [start(8 // count, port, str(rank), str(count)) for rank in range(count)]
+    words = [last_words(process) for process in group]
+    assert words == ["learnt"] * (count // 2) + ["acted"] * (count // 2)
 
 
 def halves(monkeypatch, count):
