@@ -15,7 +15,7 @@ from bellmax import agents, losses
 from bellmax.agents import optimizers, preference
 from bellmax.agents.language import LanguageModel
 
-VOCAB, SIZE, LENGTH = 7, 16, 5
+VOCAB, SIZE, LENGTH = 7, 32, 5
 MODEL = LanguageModel(apply=lambda params, tokens: params["logits"][tokens])
 
 
@@ -37,7 +37,7 @@ def make_batch():
     tokens = rng.integers(0, VOCAB, (2, SIZE, LENGTH))
     mask = np.broadcast_to(np.arange(LENGTH) >= 2, (SIZE, LENGTH)).astype(np.float32)
     weight = rng.integers(0, 3, SIZE).astype(np.float32)
-    weight[4:6] = 0
+    weight[4:8] = 0
     return agents.PreferenceBatch(
         *map(jnp.asarray, (tokens[0], tokens[1], mask, mask)),
         index=jnp.arange(SIZE),
@@ -46,7 +46,7 @@ def make_batch():
 
 
 def make_case(axis_name):
-    # Two rows a device, learnt from one after the other.
+    # Two rows of a device or more, learnt from in two parts.
     one, spread = make_agent(None), make_agent(axis_name, accumulate_steps=2)
     start = one.init(jax.random.key(0), reference_params={"logits": jnp.zeros((VOCAB, VOCAB))})
     return one.update, spread.update, start, make_batch(), 2e-6

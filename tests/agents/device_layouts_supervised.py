@@ -12,7 +12,7 @@ import optax
 from bellmax.agents import SupervisedBatch, supervised
 from bellmax.agents.language import LanguageModel
 
-VOCAB, SIZE, LENGTH = 7, 16, 5
+VOCAB, SIZE, LENGTH = 7, 32, 5
 MODEL = LanguageModel(apply=lambda params, tokens: params["logits"][tokens])
 
 
@@ -29,13 +29,13 @@ def make_agent(axis_name, accumulate_steps=1):
 def make_batch():
     rng = np.random.default_rng(0)
     weight = rng.integers(0, 3, SIZE).astype(np.float32)
-    weight[4:6] = 0
+    weight[4:8] = 0
     mask = np.arange(LENGTH) >= rng.integers(1, LENGTH, SIZE)[:, None]
     tokens = rng.integers(0, VOCAB, (SIZE, LENGTH))
     return SupervisedBatch(*map(jnp.asarray, (tokens, mask)), weight=jnp.asarray(weight))
 
 
 def make_case(axis_name):
-    # Two rows a device, learnt from one after the other.
+    # Two rows of a device or more, learnt from in two parts.
     one, spread = make_agent(None), make_agent(axis_name, accumulate_steps=2)
     return one.update, spread.update, one.init(jax.random.key(0)), make_batch(), 2e-6
