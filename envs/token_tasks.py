@@ -95,6 +95,11 @@ class TokenTask(NamedTuple):
         return len(self.vocabulary)
 
     @property
+    def end_token(self) -> int:
+        """Id of the token that ends a completion."""
+        return END
+
+    @property
     def max_chain(self) -> int:
         """Most tokens of the steps, the marker included; 0 without a marker."""
         return self.max_new_tokens - self.max_answer

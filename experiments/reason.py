@@ -5,13 +5,15 @@
         --config.train.num_steps=800
     python -m bellmax.experiments.reason --config=mtpo --workdir=runs/mtpo
     python -m bellmax.experiments.reason --config=rloo --workdir=runs/rloo
+    python -m bellmax.experiments.reason --config=gsm8k --workdir=runs/gsm8k \
+        --config.data.path=train.jsonl --config.data.held_out_path=test.jsonl
 
 Stages: a supervised warm start, which is the reference; judges fitted to preference pairs where the
 config asks for one; one stage a method. Configs whose `data.source` is "dialogue" train on whole
-conversations instead (`dialogue_training`), and those with "token_task" on problems whose answers
-are checked (`task_training`). The folder of the run receives checkpoints,
-`metrics.jsonl`, TensorBoard events, `result.json`, `winner_matrix.png` and `learning_curves.png`.
-The same command resumes a run that was stopped, bit for bit.
+conversations instead (`dialogue_training`), and those with "token_task" or "gsm8k" on problems
+whose answers are checked (`task_training`, `text_training`). The folder of the run receives
+checkpoints, `metrics.jsonl`, TensorBoard events, `result.json`, `winner_matrix.png` and
+`learning_curves.png`. The same command resumes a run that was stopped, bit for bit.
 """
 
 import functools
@@ -35,6 +37,8 @@ from bellmax.experiments import (
     reason_stages,
     task_config,
     task_training,
+    text_config,
+    text_training,
 )
 from bellmax.experiments import config as config_lib
 from bellmax.experiments.data import sources
@@ -94,6 +98,7 @@ def _announce(run: reason_stages.ReasonRun) -> None:
 _FLOWS: dict[str, tuple[type, Callable[[Any, pathlib.Path], Any]]] = {
     dialogue_config.SOURCE: (dialogue_config.DialogueConfig, dialogue_training.train),
     task_config.SOURCE: (task_config.TaskConfig, task_training.train),
+    text_config.SOURCE: (text_config.TextConfig, text_training.train),
 }
 _FLAGS = config_lib.RunFlags("reason", simulates=True) if __name__ == "__main__" else None
 

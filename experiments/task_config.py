@@ -126,14 +126,33 @@ def check(config: TaskConfig) -> None:
     Raises:
       UserError: a count is out of range, or methods and their numbers do not pair up.
     """
-    loss, train = config.loss, config.train
-    if config.seed < 0:
-        raise errors.UserError(f"config.seed must be at least 0, got {config.seed}.")
+    config_lib.check_at_least_one("data", config.data, ("difficulty", "num_held_out"))
+    config_lib.check_at_least_one("train", config.train, ("warm_start_steps",))
+    check_learning(config.seed, config.loss, config.train)
+    if config.model.chunk_size:
+        raise errors.UserError(
+            f"config.model.chunk_size must be 0 in reason, got {config.model.chunk_size}: the "
+            "sampler needs all logits of a token."
+        )
+
+
+def check_learning(seed: int, loss: LossConfig, train: TrainConfig) -> None:
+    """Refuses what is wrong about methods and their steps, whatever they learn.
+
+    Args:
+      seed: of the run.
+      loss: the loss group.
+      train: the train group.
+
+    Raises:
+      UserError: a count is out of range, or methods and their numbers do not pair up.
+    """
+    if seed < 0:
+        raise errors.UserError(f"config.seed must be at least 0, got {seed}.")
+    groups = {"loss": loss, "train": train}
     at_least_one = {
-        "data": ("difficulty", "num_held_out"),
         "loss": ("updates_per_batch", "minibatches", "k"),
         "train": (
-            "warm_start_steps",
             "warm_start_batch_size",
             "num_steps",
             "batch_size",
@@ -147,7 +166,7 @@ def check(config: TaskConfig) -> None:
         ),
     }
     for group, names in at_least_one.items():
-        config_lib.check_at_least_one(group, getattr(config, group), names)
+        config_lib.check_at_least_one(group, groups[group], names)
     if not loss.names or len(set(loss.names)) != len(loss.names):
         raise errors.UserError(
             f"config.loss.names must hold distinct methods, got {list(loss.names)}."
@@ -192,11 +211,6 @@ def check(config: TaskConfig) -> None:
     if not 0 <= train.warm_start_noise <= 1:
         raise errors.UserError(
             f"config.train.warm_start_noise must be in [0, 1], got {train.warm_start_noise}."
-        )
-    if config.model.chunk_size:
-        raise errors.UserError(
-            f"config.model.chunk_size must be 0 in reason, got {config.model.chunk_size}: the "
-            "sampler needs all logits of a token."
         )
     if not train.warm_start_learning_rate > 0:
         raise errors.UserError(

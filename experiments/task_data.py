@@ -22,6 +22,7 @@ from bellmax.envs.token_tasks import TokenProblem, TokenTask
 from bellmax.experiments import config as config_lib
 from bellmax.experiments import errors
 from bellmax.experiments.task_config import DataConfig
+from bellmax.experiments.text_tasks import TextTask
 
 # One prompt in so many is held out, by a hash of its tokens.
 _HELD_OUT_SHARE = 8
@@ -41,7 +42,9 @@ class Problems(NamedTuple):
     weight: Float[Array, " B"]
 
 
+# Those that draw their problems, and all.
 Task = TokenTask | LongFormTask
+AnyTask = Task | TextTask
 # Each no larger than a difficulty needs.
 TASKS: dict[str, Callable[[int], Task]] = {
     "addition": lambda difficulty: token_arithmetic.addition(max_digits=difficulty),
@@ -155,7 +158,7 @@ def held_out(task: Task, config: DataConfig, key: PRNGKeyArray) -> TokenProblem:
 
 
 def solutions(
-    task: Task, problems: TokenProblem, is_swapped: Bool[Array, " B"] | None = None
+    task: AnyTask, problems: TokenProblem, is_swapped: Bool[Array, " B"] | None = None
 ) -> tuple[Int[Array, "B T"], Float[Array, "B T"]]:
     """Returns prompts and worked solutions, as supervised training reads them.
 

@@ -19,11 +19,11 @@ from bellmax.agents import (
     language,
     sampling,
 )
-from bellmax.envs import token_tasks
 from bellmax.envs.token_longform import LongFormTask
 from bellmax.envs.token_tasks import TokenProblem, TokenTask
 from bellmax.experiments import resharding, step_program, task_data, task_rollouts
 from bellmax.experiments.task_config import TrainConfig
+from bellmax.experiments.text_tasks import TextTask
 
 
 class Evaluation(Protocol):
@@ -52,11 +52,13 @@ class Evaluation(Protocol):
 
 def make(
     model: language.LanguageModel,
-    task: task_data.Task,
+    task: task_data.AnyTask,
     problems: TokenProblem,
     train: TrainConfig,
     key: PRNGKeyArray,
     mesh: Mesh,
+    *,
+    chunk_size: int | None = None,
 ) -> Evaluation:
     """Returns the evaluation that a task allows.
 
@@ -67,10 +69,11 @@ def make(
       train: sizes.
       key: randomness of the samples; the same at every evaluation.
       mesh: the devices.
+      chunk_size: tokens per chunk of the head, where answers are checked; None for all at once.
     """
-    if isinstance(task, TokenTask):
-        return CheckedEvaluation(model, task, problems, train, key, mesh)
-    return LikelihoodEvaluation(model, task, problems, train, key, mesh)
+    if isinstance(task, LongFormTask):
+        return LikelihoodEvaluation(model, task, problems, train, key, mesh)
+    return CheckedEvaluation(model, task, problems, train, key, mesh, chunk_size=chunk_size)
 
 
 class CheckedEvaluation:
@@ -83,16 +86,19 @@ class CheckedEvaluation:
       train: sizes.
       key: randomness of the samples.
       mesh: the devices; every process gets all measures.
+      chunk_size: tokens per chunk of the head, or None.
     """
 
     def __init__(
         self,
         model: language.LanguageModel,
-        task: TokenTask,
+        task: TokenTask | TextTask,
         problems: TokenProblem,
         train: TrainConfig,
         key: PRNGKeyArray,
         mesh: Mesh,
+        *,
+        chunk_size: int | None = None,
     ):
         self._problems, self._size = problems, train.evaluation_samples
         self._correct = np.asarray(jax.vmap(task.correct_answer)(problems))
@@ -103,7 +109,7 @@ class CheckedEvaluation:
             key=key,
             group_size=train.evaluation_samples,
             max_new_tokens=task.max_new_tokens,
-            stop_token=token_tasks.END,
+            stop_token=task.end_token,
             temperature=train.temperature,
         )
 
@@ -123,7 +129,7 @@ class CheckedEvaluation:
                 index=index,
                 weight=jnp.ones(len(index)),
             )
-            others = completions.token_log_probs(model, reference, batch)
+            others = completions.token_log_probs(model, reference, batch, chunk_size=chunk_size)
             ratios = batch.behaviour_log_probs - others
             divergences = losses.sequence_log_probs(ratios, batch.mask)
             lengths = jnp.sum(batch.mask, axis=-1)

@@ -8,7 +8,7 @@ from bellmax.agents.completion_losses import AdvantageFn, CompletionLoss
 from bellmax.experiments import config as config_lib
 from bellmax.experiments import errors
 from bellmax.experiments.task_config import LossConfig
-from bellmax.experiments.task_data import Task, TokenTask
+from bellmax.experiments.task_data import AnyTask, LongFormTask
 
 
 class Method(NamedTuple):
@@ -127,7 +127,7 @@ _REGRESSIONS = ("agro", "agro_on_policy", "copg")
 _ON_ANSWERS = ("jepo", "jepo_single", "jepo_bound", "answers")
 
 
-def make_method(name: str, beta: float, loss: LossConfig, task: Task) -> Method:
+def make_method(name: str, beta: float, loss: LossConfig, task: AnyTask) -> Method:
     """Returns the method that a config names.
 
     Args:
@@ -155,7 +155,7 @@ def make_method(name: str, beta: float, loss: LossConfig, task: Task) -> Method:
         raise errors.UserError(
             f"config.loss.names holds {name!r}, which needs a task whose answers follow a marker."
         )
-    if not method.on_answers and not isinstance(task, TokenTask):
+    if not method.on_answers and isinstance(task, LongFormTask):
         raise errors.UserError(
             f"config.loss.names holds {name!r}, which needs a task whose answers can be checked; "
             f"others learn from {', '.join(_ON_ANSWERS)}."

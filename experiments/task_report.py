@@ -11,6 +11,7 @@ from jaxtyping import Float
 from bellmax.envs import token_tasks
 from bellmax.envs.token_tasks import TokenProblem
 from bellmax.experiments import metrics, plots, task_data
+from bellmax.experiments.text_tasks import TextTask
 
 _SHOWN = 8
 
@@ -72,7 +73,7 @@ def _samples(key: str) -> int:
 
 def save_samples(
     path: pathlib.Path,
-    task: task_data.Task,
+    task: task_data.AnyTask,
     problems: TokenProblem,
     sampled: Mapping[str, tuple[Any, Any, Any]],
 ) -> None:
@@ -86,15 +87,19 @@ def save_samples(
     """
     lines = []
     for place in range(min(_SHOWN, len(problems.prompt))):
-        prompt = token_tasks.as_text(
-            task.vocabulary, problems.prompt[place], problems.prompt_mask[place]
-        )
-        lines.append(prompt)
+        lines.append(_text(task, problems.prompt[place], problems.prompt_mask[place]))
         for name, (tokens, mask, rewards) in sampled.items():
-            text = token_tasks.as_text(task.vocabulary, tokens[place], mask[place])
-            lines.append(f"  {name} [{rewards[place]:g}]: {text}")
+            text = _text(task, tokens[place], mask[place])
+            shown = text.replace("\n", "\n    ")
+            lines.append(f"  {name} [{rewards[place]:g}]: {shown}")
         lines.append("")
-    path.write_text("\n".join(lines))
+    path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def _text(task: task_data.AnyTask, tokens: Any, mask: Any) -> str:
+    if isinstance(task, TextTask):
+        return task.as_text(tokens, mask)
+    return token_tasks.as_text(task.vocabulary, tokens, mask)
 
 
 def over_seeds(

@@ -11,6 +11,7 @@ from bellmax.agents import CompletionBatch, Params, language, sampling
 from bellmax.envs import token_tasks
 from bellmax.envs.token_tasks import TokenProblem, TokenTask
 from bellmax.experiments import task_data
+from bellmax.experiments.text_tasks import TextTask
 
 
 class Sampled(NamedTuple):
@@ -74,7 +75,9 @@ def generate(
     )
 
 
-def check(task: TokenTask, problems: TokenProblem, completion: sampling.Completion) -> Sampled:
+def check(
+    task: TokenTask | TextTask, problems: TokenProblem, completion: sampling.Completion
+) -> Sampled:
     """Returns completions with their rewards and answers.
 
     Args:
@@ -82,6 +85,10 @@ def check(task: TokenTask, problems: TokenProblem, completion: sampling.Completi
       problems: [B, ...].
       completion: [B * G, N].
     """
+    if isinstance(task, TextTask):
+        # Answers are numbered group by group, on the host.
+        answers = task.answers(problems, *_of_each(problems, completion))
+        return Sampled(completion, (answers == 0).astype(jnp.float32), answers)
     return Sampled(
         completion,
         each(task.verify, problems, completion),
@@ -104,11 +111,17 @@ def each(
     Returns:
       Numbers. [B, G].
     """
+    tokens, mask = _of_each(problems, completion)
+    return jax.vmap(jax.vmap(function, in_axes=(None, 0, 0)))(problems, tokens, mask)
+
+
+def _of_each(problems: TokenProblem, completion: sampling.Completion) -> tuple[Array, Array]:
+    """Tokens and mask of each problem's completions. [B, G, N] each."""
     count = problems.prompt.shape[0]
     tokens, mask = (
         leaf.reshape(count, -1, leaf.shape[-1]) for leaf in (completion.tokens, completion.mask)
     )
-    return jax.vmap(jax.vmap(function, in_axes=(None, 0, 0)))(problems, tokens, mask)
+    return tokens, mask
 
 
 def _grouped(array: Array, group_size: int) -> Array:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from bellmax.agents import (
     Agent,
@@ -17,19 +17,21 @@ from bellmax.agents import (
     critics,
     followers,
     policy_gradient,
+    sampling,
     updates,
 )
-from bellmax.envs import token_tasks
-from bellmax.envs.token_tasks import TokenTask
+from bellmax.envs.token_longform import LongFormTask
+from bellmax.envs.token_tasks import TokenProblem
 from bellmax.experiments import (
     language_run,
     resharding,
-    task_data,
     task_methods,
     task_rollouts,
 )
 from bellmax.experiments.numbered import Rows
 from bellmax.experiments.task_run import TaskRun
+from bellmax.experiments.text_data import TextRows
+from bellmax.experiments.text_tasks import Stored, TextTask
 
 
 class State(NamedTuple):
@@ -91,6 +93,7 @@ def make_learner(run: TaskRun, place: int, reference: Params | None = None) -> L
         init_params=init_params,
         critic=critic,
         average=method.average,
+        chunk_size=run.chunk_size,
         accumulate_steps=config.train.accumulate_steps,
     )
     return Learner(method, agent, critic)
@@ -98,7 +101,7 @@ def make_learner(run: TaskRun, place: int, reference: Params | None = None) -> L
 
 def make_step(
     run: TaskRun, made: Learner
-) -> Callable[[State, Rows, PRNGKeyArray], tuple[State, Metrics]]:
+) -> Callable[[State, Rows | TextRows, PRNGKeyArray], tuple[State, Metrics]]:
     """Returns draw, sample, check and update as one function, which becomes one program.
 
     Args:
@@ -112,15 +115,16 @@ def make_step(
     loss, minibatches = run.config.loss, run.config.loss.minibatches
     keep = followers.every(max(loss.staleness, 1))
 
-    def step(state: State, rows: Rows, key: PRNGKeyArray):
+    def step(state: State, rows: Rows | TextRows, key: PRNGKeyArray):
         learner = state.agent
         behaviour = {0: learner.reference_params, 1: learner.params}.get(
             loss.staleness, state.behaviour_params
         )
-        batch = collect(run, method, behaviour, rows.index, key)
+        given = rows if isinstance(rows, TextRows) else None
+        batch = collect(run, method, behaviour, rows.index, key, given)
         batch = batch._replace(
             reference_log_probs=completions.token_log_probs(
-                run.model, learner.reference_params, batch
+                run.model, learner.reference_params, batch, chunk_size=run.chunk_size
             )
         )
         if critic is not None:
@@ -150,6 +154,7 @@ def collect(
     params: Params,
     index: Int[Array, " B"],
     key: PRNGKeyArray,
+    given: TextRows | None = None,
 ) -> CompletionBatch:
     """Draws problems, samples completions of them and has them checked.
 
@@ -159,20 +164,26 @@ def collect(
       params: the policy that samples.
       index: numbers of the problems in the whole batch. [B].
       key: randomness; consumed.
+      given: the rows of a table, with completions or without; None to draw problems. [B, ...].
 
     Returns:
       The batch.
     """
     train, task = run.config.train, run.task
     draw_key, sample_key = jax.random.split(key)
-    problems, weight = task_data.draw(task, draw_key, index, difficulty=run.config.data.difficulty)
+    problems, weight = run.problems(draw_key, index, given)
+    if given is not None and given.stored is not None:
+        return _of_stored(run, params, problems, weight, index, given.stored)
     if not method.thinks:
+        assert not isinstance(task, TextTask)
         empty = task_rollouts.no_chains(problems, index=index, weight=weight)
         return task_rollouts.with_answers(task, problems, empty)
-    stop_token = token_tasks.END
-    if method.on_answers:
+    if isinstance(task, LongFormTask) or method.on_answers:
+        assert not isinstance(task, TextTask)
         assert task.marker is not None
-        stop_token = task.marker
+        stop_token, most = task.marker, task.max_chain
+    else:
+        stop_token, most = task.end_token, task.max_new_tokens
     sample = functools.partial(
         task_rollouts.generate,
         run.model,
@@ -180,7 +191,7 @@ def collect(
         problems,
         index,
         sample_key,
-        max_new_tokens=task.max_chain if method.on_answers else task.max_new_tokens,
+        max_new_tokens=most,
         stop_token=stop_token,
     )
     completion = sample(group_size=train.group_size, temperature=train.temperature)
@@ -188,8 +199,9 @@ def collect(
         problems, completion, group_size=train.group_size, index=index, weight=weight
     )
     if method.on_answers:
+        assert not isinstance(task, TextTask)
         return task_rollouts.with_answers(task, problems, batch)
-    assert isinstance(task, TokenTask)
+    assert not isinstance(task, LongFormTask)
     checked = task_rollouts.check(task, problems, completion)
     batch = batch._replace(
         rewards=checked.rewards,
@@ -200,3 +212,32 @@ def collect(
         return batch
     greedy = task_rollouts.check(task, problems, sample(group_size=1, temperature=0.0))
     return batch._replace(greedy_rewards=greedy.rewards[:, 0])
+
+
+def _of_stored(
+    run: TaskRun,
+    params: Params,
+    problems: TokenProblem,
+    weight: Float[Array, " B"],
+    index: Int[Array, " B"],
+    stored: Stored,
+) -> CompletionBatch:
+    """Completions of another policy; where its log-probabilities are not known, as if by params."""
+    zeros = jnp.zeros(stored.tokens.shape, jnp.float32)
+    known = zeros if stored.log_probs is None else stored.log_probs
+    rows = (leaf.reshape(-1, leaf.shape[-1]) for leaf in (stored.tokens, known, known, stored.mask))
+    batch = task_rollouts.as_batch(
+        problems,
+        sampling.Completion(*rows),
+        group_size=stored.tokens.shape[1],
+        index=index,
+        weight=weight,
+    )
+    if stored.log_probs is None:
+        found = completions.token_log_probs(run.model, params, batch, chunk_size=run.chunk_size)
+        batch = batch._replace(behaviour_log_probs=jnp.where(batch.mask != 0, found, 0.0))
+    return batch._replace(
+        rewards=stored.rewards,
+        answers=stored.answers,
+        correct_answers=jnp.zeros(index.shape, jnp.int32),
+    )

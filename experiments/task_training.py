@@ -24,7 +24,7 @@ from bellmax.agents import (
 from bellmax.experiments import (
     announcement,
     language_run,
-    numbered,
+    mesh,
     runner,
     task_data,
     task_evaluation,
@@ -33,7 +33,9 @@ from bellmax.experiments import (
     task_steps,
 )
 from bellmax.experiments import config as config_lib
+from bellmax.experiments.numbered import Rows
 from bellmax.experiments.task_config import TaskConfig
+from bellmax.experiments.text_data import TextRows
 
 _WARM_START = "warm_start"
 
@@ -52,10 +54,31 @@ def train(config: TaskConfig, workdir: pathlib.Path) -> list[dict[str, Any]]:
     Raises:
       UserError: the config is wrong, training has diverged, or a checkpoint does not fit.
     """
-    run = task_run.prepare(config, workdir)
+    return train_run(task_run.prepare(config, workdir))
+
+
+def train_run(run: task_run.TaskRun) -> list[dict[str, Any]]:
+    """Trains every method of a run that is prepared, see `train`.
+
+    Args:
+      run: the run.
+
+    Returns:
+      The final table, one row a policy, the warm start first.
+
+    Raises:
+      UserError: training has diverged, or a checkpoint does not fit.
+    """
+    config, workdir = run.config, run.workdir
     _announce(run)
     evaluation = task_evaluation.make(
-        run.model, run.task, run.held_out, config.train, run.key("evaluation"), run.mesh
+        run.model,
+        run.task,
+        run.held_out,
+        config.train,
+        run.key("evaluation"),
+        run.mesh,
+        chunk_size=run.chunk_size,
     )
     reference = warm_start(run, evaluation)
     policies = {_WARM_START: reference}
@@ -70,25 +93,28 @@ def train(config: TaskConfig, workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def _announce(run: task_run.TaskRun) -> None:
-    data, train, loss = run.config.data, run.config.train, run.config.loss
+    train, loss = run.config.train, run.config.loss
     params = jax.eval_shape(functools.partial(networks.init, run.network), jax.random.key(0))
-    age = {0: "the reference's", 1: "the current policy's"}.get(
-        loss.staleness, f"those of a policy up to {loss.staleness} steps old"
-    )
+    ages = {0: "the reference's", 1: "the current policy's"}
+    age = ages.get(loss.staleness, f"those of a policy up to {loss.staleness} steps old")
     lines = (
         f"policy: {networks.num_parameters(params):,} parameters, vocabulary "
         f"{run.network.vocab_size}",
-        f"task: {data.task} of difficulty {data.difficulty}; {len(run.held_out.prompt)} problems "
-        f"held out, {train.evaluation_samples} completions of each in an evaluation",
+        run.about,
+        f"evaluation: {len(run.held_out.prompt)} problems that are held out, "
+        f"{train.evaluation_samples} completions of each",
         f"steps: {train.warm_start_steps} of warm start, then {train.num_steps} each of "
         f"{', '.join(loss.names)}; {train.batch_size} problems a step, {train.group_size} "
-        f"completions each, {age}; {loss.updates_per_batch * loss.minibatches} updates a step",
+        f"completions each, {'stored' if run.stored else age}; "
+        f"{loss.updates_per_batch * loss.minibatches} updates a step",
     )
     announcement.announce(lines, mesh=run.mesh, workdir=run.workdir)
 
 
 def warm_start(run: task_run.TaskRun, evaluation: task_evaluation.Evaluation) -> Params:
     """Trains the reference: maximum likelihood of worked solutions.
+
+    Of no steps at all, it is what the run starts from.
 
     Args:
       run: the run.
@@ -101,21 +127,24 @@ def warm_start(run: task_run.TaskRun, evaluation: task_evaluation.Evaluation) ->
       UserError: training has diverged, or a checkpoint does not fit.
     """
     keys = run.config.train
+    start = None if run.start is None else mesh.place_state(run.mesh, run.start)
+    if start is not None and not keys.warm_start_steps:
+        return start
     agent = supervised.make(
         run.model,
         language_run.make_stage_optimizer(
             run.config, keys.warm_start_steps, keys.warm_start_learning_rate
         ),
         init_params=language_run.compiled_init(run.network),
+        chunk_size=run.chunk_size,
         accumulate_steps=keys.accumulate_steps,
     )
 
-    def step(state: supervised.State, batch: numbered.Rows, key: PRNGKeyArray):
+    def step(state: supervised.State, batch: Rows | TextRows, key: PRNGKeyArray):
         # Of one stream the problems, of another whose solution is shown.
         draw_key, noise_key = jax.random.split(key)
-        drawn = task_data.draw(
-            run.task, draw_key, batch.index, difficulty=run.config.data.difficulty
-        )
+        given = batch if isinstance(batch, TextRows) else None
+        drawn = run.problems(draw_key, batch.index, given)
         is_swapped = None
         if keys.warm_start_noise:
             is_swapped = jax.vmap(
@@ -128,8 +157,8 @@ def warm_start(run: task_run.TaskRun, evaluation: task_evaluation.Evaluation) ->
         return agent.update(state, rows, key)
 
     state = runner.run_stage(
-        **run.stage(_WARM_START, keys.warm_start_steps, keys.warm_start_batch_size),
-        state=agent.init(run.key(_WARM_START)),
+        **run.stage(_WARM_START, keys.warm_start_steps, keys.warm_start_batch_size, run.train),
+        state=agent.init(run.key(_WARM_START), params=start),
         train_step=step,
         evaluate=lambda state, step: evaluation(state.params, state.params),
     )
@@ -159,7 +188,7 @@ def optimise(
     start = learner.agent.init(run.key(name), params=reference)
     behaviour = updates.copy_tree(reference) if loss.staleness > 1 else ()
     state = runner.run_stage(
-        **run.stage(name, config.train.num_steps, config.train.batch_size),
+        **run.stage(name, config.train.num_steps, config.train.batch_size, run.stored or run.train),
         state=task_steps.State(jnp.zeros((), jnp.int32), start, behaviour),
         train_step=task_steps.make_step(run, learner),
         evaluate=lambda state, step: evaluation(state.agent.params, state.agent.reference_params),

@@ -14,6 +14,7 @@ from bellmax.experiments import (
     task_config,
     task_data,
     task_methods,
+    text_config,
 )
 
 ON_TASKS = (
@@ -31,7 +32,7 @@ ON_TASKS = (
 
 
 def test_every_config_is_tested():
-    assert config.config_names("reason") == sorted(["mtpo", "nash_md", *ON_TASKS])
+    assert config.config_names("reason") == sorted(["gsm8k", "mtpo", "nash_md", *ON_TASKS])
 
 
 @pytest.mark.parametrize(
@@ -52,6 +53,17 @@ def test_conversations_load_and_are_checked(specification):
     dialogue_config.check(parsed)
     assert dialogue_config.make_game(parsed.data).num_turns == 3
     assert language_config.make_network(parsed.model, vocab_size=8).num_layers == 2
+
+
+def test_questions_load_and_are_checked():
+    keys = config.load("reason", "gsm8k:grpo")
+    with pytest.raises(errors.UserError, match=r"config\.data\.path is empty"):
+        text_config.check(config.to_dataclass(text_config.TextConfig, keys))
+    keys.update({"data": {"path": "train.jsonl", "held_out_path": "test.jsonl"}})
+    parsed = config.to_dataclass(text_config.TextConfig, keys)
+    text_config.check(parsed)
+    assert parsed.loss.names == ("grpo",)
+    assert language_config.make_network(parsed.model, vocab_size=258).num_layers == 2
 
 
 @pytest.mark.parametrize("name", ON_TASKS)
