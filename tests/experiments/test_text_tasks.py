@@ -175,7 +175,11 @@ def test_published_questions_become_a_table(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("devices", "printed"), [(1, ["alike"]), (4, ["alike", "alike", "collected"])]
+    ("devices", "printed"),
+    [
+        pytest.param(1, ["alike"], marks=pytest.mark.slow),
+        (4, ["alike", "alike", "collected"]),
+    ],
 )
 def test_devices_check_alike_and_never_wait_for_the_host(devices, printed, tmp_path):
     """On one thread, with arrays that XLA copies on a thread of its own if they come whole."""

@@ -55,6 +55,7 @@ def test_leaves_a_table_figures_and_samples(finished):
     assert [row["step"] for row in logged if row["stage"] == "rloo" and "loss" in row] == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(finished, tmp_path, monkeypatch):
     folder, config, _ = finished
     calls = []
