@@ -21,9 +21,11 @@ TESTS = pathlib.Path(__file__).parent
 Group = runpy.run_path(str(TESTS / "experiments" / "loopback.py"))["Group"]
 LAYOUTS = ("jit", "shard_map", "pmap")
 AGENTS = sorted(path.stem[15:] for path in TESTS.glob("agents/device_layouts_*.py"))
-# One of each kind of batch; the others take as long again.
-FIRST_AGENTS = ["distributional_q", "nash", "preference", "td_flow"]
+# The others take minutes.
+FIRST_AGENTS = ["preference", "td_flow"]
 OTHER_AGENTS = [name for name in AGENTS if name not in FIRST_AGENTS]
+# One of each kind of batch.
+IN_PROCESSES = ["distributional_q", "nash", "preference", "td_flow"]
 
 
 def test_every_agent_has_its_layouts():
@@ -98,6 +100,6 @@ def test_several_devices_equal_one(script, devices, printed, tmp_path):
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("count", [2, 4])
 def test_agents_in_several_processes_equal_one_device(tmp_path, count):
-    command = [str(TESTS / "agents" / "device_layouts.py"), str(tmp_path), *FIRST_AGENTS]
+    command = [str(TESTS / "agents" / "device_layouts.py"), str(tmp_path), *IN_PROCESSES]
     group = Group(tmp_path, *command, count=count, devices=4)
     group.finish()

@@ -61,7 +61,15 @@ def test_operations_of_sampling_by_hand():
 
 
 # Each compiles for ten seconds and more.
-LARGE = ("control_loop", "large_models", "reasoning_step", "resharding", "sampling", "td_flow")
+LARGE = (
+    "control_loop",
+    "large_models",
+    "reasoning_step",
+    "resharding",
+    "sampling",
+    "td_flow",
+    "train_step",
+)
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,7 @@ def test_starts_at_the_reference_and_moves(finished):
         assert row["exploitability"] > 0
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
     finished, tiny_reason_config, tmp_path, monkeypatch
 ):

@@ -105,6 +105,7 @@ def test_known_log_probabilities_come_from_the_file(tmp_path):
         assert not batch.behaviour_log_probs[0, place][~counted].any()
 
 
+@pytest.mark.slow
 def test_a_run_learns_from_the_buffer_alone(tmp_path):
     """Rewards of a step are the file's: one of two is right in every group."""
     rows = [{"question": f"{i} and {i}?", "completions": [f"{2 * i}", "no"]} for i in range(1, 7)]
