@@ -170,7 +170,7 @@ class Loop:
         self._roles = roles
         shapes = jax.eval_shape(params_of, state)
         batch = jax.eval_shape(act, shapes, jnp.int32(0), jax.random.key(0))
-        share = roles.learner.shape["data"] * roles.learner.shape["fsdp"]
+        share = mesh_lib.row_share(roles.learner)
         for leaf in jax.tree.leaves(batch):
             if leaf.ndim < 1 or leaf.shape[0] % share:
                 raise ValueError(

@@ -119,7 +119,7 @@ def train(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
     names = config.loss.names
     # All of them first: a wrong name is found before the first is trained.
     setups = [flow.make_setup(config, place, environment) for place in range(len(names))]
-    devices = mesh.make_mesh(data=keys.mesh_data, fsdp=keys.mesh_fsdp, tensor=keys.mesh_tensor)
+    devices = mesh.of_config(keys)
     control_training.check_spread(keys.num_seeds, devices)
     schedule = runner.make_schedule(keys, keys.num_steps)
     start_key, run_key, evaluation_key = jax.random.split(jax.random.key(config.seed), 3)

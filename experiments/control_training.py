@@ -39,7 +39,7 @@ def check_spread(num_seeds: int, devices: Mesh) -> None:
     Raises:
       UserError: some would have more than others.
     """
-    share = devices.shape["data"] * devices.shape["fsdp"]
+    share = mesh.row_share(devices)
     if num_seeds % share:
         raise errors.UserError(
             f"config.train.num_seeds must be a multiple of the {share} devices that seeds are "

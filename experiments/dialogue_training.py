@@ -49,7 +49,7 @@ def train(config: DialogueConfig, workdir: pathlib.Path) -> list[dict[str, Any]]
     """
     dialogue_config.check(config)
     keys, game = config.train, dialogue_config.make_game(config.data)
-    devices = mesh.make_mesh(data=keys.mesh_data, fsdp=keys.mesh_fsdp, tensor=keys.mesh_tensor)
+    devices = mesh.of_config(keys)
     trainers = {
         name: dialogue_methods.make_trainer(config, name, devices) for name in config.loss.methods
     }

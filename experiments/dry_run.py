@@ -199,7 +199,7 @@ def examine(program: Program, mesh: Mesh) -> Report:
     Raises:
       UserError: the batch cannot be spread over the mesh.
     """
-    share = mesh.shape["data"] * mesh.shape["fsdp"]
+    share = mesh_lib.row_share(mesh)
     for leaf in jax.tree.leaves(program.batch):
         if leaf.shape[0] % share:
             raise errors.UserError(

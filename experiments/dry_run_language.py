@@ -64,7 +64,7 @@ def run(config: Any, simulation: config_lib.Simulation) -> dry_run.Report:
         chips = simulated_devices.topology_devices(simulation.topology)
     simulated_devices.force(simulation.devices if chips is None else len(chips))
     keys = config.train
-    devices = mesh.make_mesh(data=keys.mesh_data, fsdp=keys.mesh_fsdp, tensor=keys.mesh_tensor)
+    devices = mesh.of_config(keys)
     if chips is not None:
         devices = simulated_devices.on_topology(devices, chips)
     program = make_program(config, simulation, devices)

@@ -87,7 +87,7 @@ def train(config: HorizonConfig, workdir: pathlib.Path) -> list[dict[str, Any]]:
         )
         for _, name, discount in stages
     ]
-    devices = mesh.make_mesh(data=keys.mesh_data, fsdp=keys.mesh_fsdp, tensor=keys.mesh_tensor)
+    devices = mesh.of_config(keys)
     lines = horizon_report.description(config, models, source)
     announcement.announce(lines, mesh=devices, workdir=workdir)
     if source.with_policy is not None and config.data.policy == "td3":

@@ -127,9 +127,7 @@ def prepare(config: ConfigT, workdir: pathlib.Path) -> Run[ConfigT]:
       UserError: data or config are wrong.
     """
     _check_warm_start(config)
-    devices = mesh.make_mesh(
-        data=config.train.mesh_data, fsdp=config.train.mesh_fsdp, tensor=config.train.mesh_tensor
-    )
+    devices = mesh.of_config(config.train)
     data = sources.load(config.data, seed=config.seed, workdir=workdir)
     network = language_config.make_network(config.model, data.tokenizer.vocab_size)
     model = language_config.make_model(network)

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -47,6 +47,49 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     """
     sizes = divide(jax.device_count(), data=data, fsdp=fsdp, tensor=tensor)
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+class Sizes(Protocol):
+    """What a config's train group says of the mesh; see `make_mesh`."""
+
+    @property
+    def mesh_data(self) -> int:
+        """Devices along the axis data."""
+        ...
+
+    @property
+    def mesh_fsdp(self) -> int:
+        """Devices along the axis fsdp."""
+        ...
+
+    @property
+    def mesh_tensor(self) -> int:
+        """Devices along the axis tensor."""
+        ...
+
+
+def of_config(keys: Sizes) -> Mesh:
+    """Returns the mesh that a config asks for.
+
+    Args:
+      keys: its train group.
+
+    Returns:
+      As `make_mesh`.
+
+    Raises:
+      UserError: as `make_mesh`.
+    """
+    return make_mesh(data=keys.mesh_data, fsdp=keys.mesh_fsdp, tensor=keys.mesh_tensor)
+
+
+def row_share(mesh: Mesh) -> int:
+    """Returns the number of devices that rows are spread over, which must divide theirs.
+
+    Args:
+      mesh: the mesh.
+    """
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def divide(count: int, *, data: int, fsdp: int, tensor: int) -> tuple[int, int, int]:
@@ -152,7 +195,7 @@ def place_batch(mesh: Mesh, batch: Any) -> Any:
       UserError: the rows cannot be spread evenly.
     """
     sharding = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
-    share = mesh.shape["data"] * mesh.shape["fsdp"]
+    share = row_share(mesh)
     for leaf in jax.tree.leaves(batch):
         if leaf.shape[0] * jax.process_count() % share:
             raise errors.UserError(

@@ -91,7 +91,7 @@ def spread_rows(mesh: Mesh, rows: Any) -> Any:
     Returns:
       The same rows.
     """
-    share = math.prod(mesh.shape[axis] for axis in mesh_lib.BATCH_AXES)
+    share = mesh_lib.row_share(mesh)
     if share == 1 or any(leaf.shape[0] % share for leaf in jax.tree.leaves(rows)):
         return rows
     return jax.lax.with_sharding_constraint(

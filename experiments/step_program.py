@@ -34,7 +34,7 @@ def rows_stay(mesh: Mesh) -> Iterator[None]:
       Nothing.
     """
     sharding = NamedSharding(mesh, PartitionSpec(mesh_lib.BATCH_AXES))
-    share = mesh.shape["data"] * mesh.shape["fsdp"]
+    share = mesh_lib.row_share(mesh)
 
     def stay(hidden: jax.Array) -> jax.Array:
         if hidden.shape[0] % share:

@@ -149,24 +149,20 @@ def check_learning(seed: int, loss: LossConfig, train: TrainConfig) -> None:
     """
     if seed < 0:
         raise errors.UserError(f"config.seed must be at least 0, got {seed}.")
-    groups = {"loss": loss, "train": train}
-    at_least_one = {
-        "loss": ("updates_per_batch", "minibatches", "k"),
-        "train": (
-            "warm_start_batch_size",
-            "num_steps",
-            "batch_size",
-            "group_size",
-            "accumulate_steps",
-            "evaluation_samples",
-            "log_every",
-            "evaluate_every",
-            "checkpoint_every",
-            "keep_checkpoints",
-        ),
-    }
-    for group, names in at_least_one.items():
-        config_lib.check_at_least_one(group, groups[group], names)
+    config_lib.check_at_least_one("loss", loss, ("updates_per_batch", "minibatches", "k"))
+    counts = (
+        "warm_start_batch_size",
+        "num_steps",
+        "batch_size",
+        "group_size",
+        "accumulate_steps",
+        "evaluation_samples",
+        "log_every",
+        "evaluate_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+    )
+    config_lib.check_at_least_one("train", train, counts)
     if not loss.names or len(set(loss.names)) != len(loss.names):
         raise errors.UserError(
             f"config.loss.names must hold distinct methods, got {list(loss.names)}."

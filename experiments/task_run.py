@@ -112,7 +112,6 @@ def prepare(config: TaskConfig, workdir: pathlib.Path) -> TaskRun:
     task_config.check(config)
     task = task_data.make_task(config.data)
     network = language_config.make_network(config.model, task.vocab_size)
-    train, data = config.train, config.data
     check_methods(config, task)
     return TaskRun(
         config=config,
@@ -120,9 +119,9 @@ def prepare(config: TaskConfig, workdir: pathlib.Path) -> TaskRun:
         task=task,
         network=network,
         model=language_config.make_model(network),
-        mesh=mesh.make_mesh(data=train.mesh_data, fsdp=train.mesh_fsdp, tensor=train.mesh_tensor),
-        held_out=task_data.held_out(task, data, jax.random.key(config.seed)),
-        about=f"task: {data.task} of difficulty {data.difficulty}",
+        mesh=mesh.of_config(config.train),
+        held_out=task_data.held_out(task, config.data, jax.random.key(config.seed)),
+        about=f"task: {config.data.task} of difficulty {config.data.difficulty}",
     )
 
 

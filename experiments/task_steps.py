@@ -223,6 +223,7 @@ def _of_stored(
     stored: Stored,
 ) -> CompletionBatch:
     """Completions of another policy; where its log-probabilities are not known, as if by params."""
+    assert isinstance(run.task, TextTask)
     zeros = jnp.zeros(stored.tokens.shape, jnp.float32)
     known = zeros if stored.log_probs is None else stored.log_probs
     rows = (leaf.reshape(-1, leaf.shape[-1]) for leaf in (stored.tokens, known, known, stored.mask))
@@ -239,5 +240,5 @@ def _of_stored(
     return batch._replace(
         rewards=stored.rewards,
         answers=stored.answers,
-        correct_answers=jnp.zeros(index.shape, jnp.int32),
+        correct_answers=jax.vmap(run.task.correct_answer)(problems),
     )

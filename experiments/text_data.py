@@ -1,5 +1,6 @@
 """GSM8K as a table of tokens: read, encoded and split once, then handed out row by row."""
 
+import functools
 import pathlib
 import re
 import zlib
@@ -224,8 +225,14 @@ class ProblemBatches:
           name: of the stage, whose order is alike alone and among others.
         """
         self._table, self._batch_size = table, batch_size
-        self._names = (seed, zlib.crc32(name.encode()))
-        self._step = 0
+        self._step, size = 0, len(table.problem.prompt)
+        names = seed, zlib.crc32(name.encode())
+
+        def order(epoch: int) -> np.ndarray:
+            return np.random.default_rng((*names, epoch)).permutation(size)
+
+        # A batch ends one epoch and begins the next.
+        self._order = functools.lru_cache(maxsize=2)(order)
 
     def __next__(self) -> TextRows:
         """Returns this process's rows of the next batch."""
@@ -234,8 +241,7 @@ class ProblemBatches:
         epochs, places = np.divmod(self._step * self._batch_size + index.astype(np.int64), size)
         rows = np.zeros(len(index), np.int64)
         for epoch in np.unique(epochs):
-            order = np.random.default_rng((*self._names, int(epoch))).permutation(size)
-            rows[epochs == epoch] = order[places[epochs == epoch]]
+            rows[epochs == epoch] = self._order(int(epoch))[places[epochs == epoch]]
         self._step += 1
         return TextRows(index, *jax.tree.map(lambda leaf: leaf[rows], self._table))
 

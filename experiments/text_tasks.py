@@ -130,9 +130,8 @@ class TextTask(NamedTuple):
             return jax.pure_callback(self._answers_on_host, found, rows, *pieces)
 
         shown = jnp.where(jnp.asarray(mask) != 0, tokens, -1)
-        axes = mesh_lib.BATCH_AXES
-        share = int(np.prod([self.mesh.shape[axis] for axis in axes]))
-        spec = PartitionSpec(axes if tokens.shape[0] % share == 0 else None)
+        divides = tokens.shape[0] % mesh_lib.row_share(self.mesh) == 0
+        spec = PartitionSpec(mesh_lib.BATCH_AXES if divides else None)
         checked = jax.shard_map(
             check, mesh=self.mesh, in_specs=(spec, spec), out_specs=spec, check_vma=False
         )

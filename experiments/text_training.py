@@ -63,8 +63,7 @@ def prepare(config: text_config.TextConfig, workdir: pathlib.Path) -> task_run.T
     _check_host()
     tokenizer = text_data.make_tokenizer(config)
     network, start = _load_network(config.model, tokenizer)
-    keys = config.train
-    devices = mesh.make_mesh(data=keys.mesh_data, fsdp=keys.mesh_fsdp, tensor=keys.mesh_tensor)
+    devices = mesh.of_config(config.train)
     data = text_data.load(config.data, tokenizer, workdir)
     task = TextTask(
         tokenizer=tokenizer,

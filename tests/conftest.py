@@ -3,8 +3,13 @@
 import collections
 import importlib.metadata
 import os
+import pathlib
 import shutil
+import subprocess
+import sys
 import tempfile
+
+import pytest
 
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
 _OLDER_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
@@ -42,3 +47,30 @@ def pytest_unconfigure():
     """Removes the compiled programs of this run."""
     if _made_here is not None:
         shutil.rmtree(_made_here, ignore_errors=True)
+
+
+@pytest.fixture
+def words_on_devices(tmp_path):
+    """Runs a script on forced host devices; returns what it printed, word by word."""
+
+    def run(
+        script: pathlib.Path, *arguments: str, devices: int, threads: int, seconds: int = 500
+    ) -> list[str]:
+        flags = os.environ.get("XLA_FLAGS", "")
+        environment = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}",
+            "PJRT_NPROC": str(threads),
+        }
+        done = subprocess.run(
+            [sys.executable, "-P", str(script), str(tmp_path), *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout.split()
+
+    return run

@@ -6,12 +6,9 @@ must not run side by side, which one file for all of them makes sure of (`--dist
 
 import importlib
 import inspect
-import os
 import pathlib
 import pkgutil
 import runpy
-import subprocess
-import sys
 
 import pytest
 
@@ -76,24 +73,9 @@ def layouts(names):
         ),
     ],
 )
-def test_several_devices_equal_one(script, devices, printed, tmp_path):
-    flags = os.environ.get("XLA_FLAGS", "")
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}",
-        "PJRT_NPROC": "16",
-    }
+def test_several_devices_equal_one(script, devices, printed, words_on_devices):
     path, *arguments = script.split()
-    done = subprocess.run(
-        [sys.executable, "-P", str(TESTS / path), str(tmp_path), *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.split() == printed
+    assert words_on_devices(TESTS / path, *arguments, devices=devices, threads=16) == printed
 
 
 @pytest.mark.slow

@@ -65,7 +65,9 @@ def main():
     mesh_lib.initialize_distributed()
     mesh = jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
     names = [f"device_layouts_{name}" for name in sys.argv[2:]]
-    for script in (path for path in CASES if not names or path.stem in names):
+    scripts = [path for path in CASES if not names or path.stem in names]
+    assert len(scripts) == (len(names) or len(CASES)) > 0
+    for script in scripts:
         one, spread, start, batch, atol = runpy.run_path(str(script))["make_case"](AXIS)
         expected = take_steps(jax.jit(one), start, batch)
         assert np.isfinite(expected[1]["loss"])

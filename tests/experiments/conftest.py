@@ -1,5 +1,6 @@
 """Tiny runs of `align` and `reason`, and ways to run a command line here or in a process."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -203,3 +204,20 @@ def processes(tmp_path):
         return Processes(tmp_path, module, *arguments)
 
     return make
+
+
+@pytest.fixture
+def stop_at_call(monkeypatch):
+    """Makes the NUMBER-th call of a method, and that one alone, an interrupt from the keyboard."""
+
+    def arrange(owner: type, name: str, number: int) -> None:
+        original, calls = getattr(owner, name), itertools.count(1)
+
+        def call(*args, **kwargs):
+            if next(calls) == number:
+                raise KeyboardInterrupt
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, call)
+
+    return arrange

@@ -64,19 +64,10 @@ def test_starts_at_the_reference_and_moves(finished):
 
 @pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
-    finished, tiny_reason_config, tmp_path, monkeypatch
+    finished, tiny_reason_config, tmp_path, stop_at_call
 ):
     config, workdir, _ = finished
-    calls = []
-    original = arena.ExactArena.against_reference
-
-    def fail_once(self, params):
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return original(self, params)
-
-    monkeypatch.setattr(arena.ExactArena, "against_reference", fail_once)
+    stop_at_call(arena.ExactArena, "against_reference", 4)
     with pytest.raises(KeyboardInterrupt):
         reason.train(config, tmp_path)
     # Stopped at step 3 of the first method, whose last checkpoint is step 2.

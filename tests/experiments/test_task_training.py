@@ -89,18 +89,9 @@ def test_the_reference_has_no_distance_from_itself(finished):
     assert first["kl/reference"] == pytest.approx(0, abs=1e-5)
 
 
-def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(finished, tmp_path, monkeypatch):
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(finished, tmp_path, stop_at_call):
     config, workdir, _ = finished
-    calls = []
-    original = task_evaluation.CheckedEvaluation.__call__
-
-    def fail_once(self, params, reference):
-        calls.append(1)
-        if len(calls) == 5:
-            raise KeyboardInterrupt
-        return original(self, params, reference)
-
-    monkeypatch.setattr(task_evaluation.CheckedEvaluation, "__call__", fail_once)
+    stop_at_call(task_evaluation.CheckedEvaluation, "__call__", 5)
     with pytest.raises(KeyboardInterrupt):
         task_training.train(config, tmp_path)
     # Stopped at step 4 of the first method, whose last checkpoint is step 3, a stale policy in it.

@@ -5,8 +5,6 @@ import json
 import os
 import pathlib
 import runpy
-import subprocess
-import sys
 import types
 
 import jax
@@ -181,22 +179,7 @@ def test_published_questions_become_a_table(tmp_path):
         (4, ["alike", "alike", "collected"]),
     ],
 )
-def test_devices_check_alike_and_never_wait_for_the_host(devices, printed, tmp_path):
+def test_devices_check_alike_and_never_wait_for_the_host(devices, printed, words_on_devices):
     """On one thread, with arrays that XLA copies on a thread of its own if they come whole."""
-    flags = os.environ.get("XLA_FLAGS", "")
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}",
-        "PJRT_NPROC": str(devices),
-    }
     script = pathlib.Path(__file__).parent / "device_text.py"
-    done = subprocess.run(
-        [sys.executable, "-P", str(script), str(tmp_path)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.split() == printed
+    assert words_on_devices(script, devices=devices, threads=devices, seconds=120) == printed

@@ -56,18 +56,9 @@ def test_leaves_a_table_figures_and_samples(finished):
 
 
 @pytest.mark.slow
-def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(finished, tmp_path, monkeypatch):
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(finished, tmp_path, stop_at_call):
     folder, config, _ = finished
-    calls = []
-    original = task_evaluation.CheckedEvaluation.__call__
-
-    def stop_once(self, params, reference):
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return original(self, params, reference)
-
-    monkeypatch.setattr(task_evaluation.CheckedEvaluation, "__call__", stop_once)
+    stop_at_call(task_evaluation.CheckedEvaluation, "__call__", 4)
     with pytest.raises(KeyboardInterrupt):
         text_training.train(config, tmp_path)
     # Stopped at step 2 of rloo, whose last checkpoint is step 1: one batch of the epoch is left.
