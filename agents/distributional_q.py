@@ -187,7 +187,8 @@ def td_errors(
 ) -> Float[Array, " B"]:
     """Returns the errors of the first actions' values, by which a replay may set priorities.
 
-    In one jitted function with `update`, under the same key, XLA computes the networks once.
+    In one jitted function with `update`, under the same key, XLA computes the networks once, unless
+    `update` learns in parts.
 
     Args:
       state: the state before the update.
@@ -243,6 +244,7 @@ def update(
     discount: float,
     target_rule: followers.FollowRule,
     double: bool,
+    accumulate_steps: int = 1,
     axis_name: str | None = None,
 ) -> tuple[State, Metrics]:
     """Takes one step on the weighted mean loss of the sequences' first actions.
@@ -259,6 +261,8 @@ def update(
       discount: gamma.
       target_rule: how the target network follows.
       double: whether the online network, and not the target, says what is greedy.
+      accumulate_steps: parts of a batch that are learnt from one after another, see
+        `updates.gradient_step`.
       axis_name: the device axis over which the batch is spread, or None.
 
     Returns:
@@ -266,24 +270,23 @@ def update(
       taken), `traces/mean`.
     """
     keys = _noise_keys(key)
-    found = _targets(
-        state,
-        batch,
-        keys,
-        apply=apply,
-        law=law,
-        trace_fn=trace_fn,
-        mixing=mixing,
-        discount=discount,
-        double=double,
-    )
-    steps = found.backup
-    weight = updates.row_weights(batch.weight, batch.rewards.shape[0])
-    first = updates.where_counted(batch.observations[:, 0], weight)
 
-    def objective(params):
-        taken = _of_taken(apply(params, first, keys[2]), batch)
-        taken = updates.where_counted(taken, weight)
+    def objective(params, batch):
+        found = _targets(
+            state,
+            batch,
+            keys,
+            apply=apply,
+            law=law,
+            trace_fn=trace_fn,
+            mixing=mixing,
+            discount=discount,
+            double=double,
+        )
+        steps = found.backup
+        weight = updates.row_weights(batch.weight, batch.rewards.shape[0])
+        first = updates.where_counted(batch.observations[:, 0], weight)
+        taken = updates.where_counted(_of_taken(apply(params, first, keys[2]), batch), weight)
         loss = law.loss(
             taken,
             found.next_outputs,
@@ -298,7 +301,13 @@ def update(
         return updates.weighted_sums(loss, weight, watched)
 
     params, opt_state, metrics = updates.gradient_step(
-        objective, state.params, state.opt_state, optimizer=optimizer, axis_name=axis_name
+        objective,
+        state.params,
+        state.opt_state,
+        batch=batch,
+        optimizer=optimizer,
+        axis_name=axis_name,
+        accumulate_steps=accumulate_steps,
     )
     step = state.step + 1
     target = target_rule(state.target_params, params, step)
@@ -317,6 +326,7 @@ def make(
     mixing: float = 1.0,
     discount: float = 0.99,
     double: bool = False,
+    accumulate_steps: int = 1,
     axis_name: str | None = None,
 ) -> Agent:
     """Binds the static parts of distributional Q-learning.
@@ -334,6 +344,8 @@ def make(
         said to be best for Q(lambda).
       discount: gamma in [0, 1].
       double: whether the online network says what is greedy.
+      accumulate_steps: parts of a batch that are learnt from one after another, see
+        `updates.gradient_step`.
       axis_name: the `pmap` or `shard_map` axis over which batches are spread, or None.
 
     Returns:
@@ -362,6 +374,7 @@ def make(
             discount=discount,
             target_rule=target_rule,
             double=double,
+            accumulate_steps=accumulate_steps,
             axis_name=axis_name,
         ),
     )

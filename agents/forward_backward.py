@@ -232,9 +232,7 @@ class _Pool(NamedTuple):
 
 def _pool(rows: transitions.Rows, axis_name: str | None) -> _Pool:
     def gather(values):
-        if axis_name is None:
-            return values
-        return jax.lax.all_gather(values, axis_name, tiled=True)
+        return values if axis_name is None else jax.lax.all_gather(values, axis_name, tiled=True)
 
     weight = gather(rows.weight)
     own = rows.places[:, None] == jnp.arange(weight.shape[0])[None, :]
@@ -258,6 +256,7 @@ def update(
     state_fraction: float,
     smoothing_noise: float,
     smoothing_clip: float,
+    accumulate_steps: int = 1,
     axis_name: str | None = None,
 ) -> tuple[State, Metrics]:
     """Takes one step of F and B, then one of the policies.
@@ -278,6 +277,8 @@ def update(
       state_fraction: share of the tasks that are states of the batch.
       smoothing_noise: standard deviation of the noise on the target's actions.
       smoothing_clip: the most that the noise moves an action.
+      accumulate_steps: parts of a batch that the networks see one after another, F and B twice; see
+        `updates.map_parts`.
       axis_name: the device axis over which the batch is spread, or None.
 
     Returns:
@@ -285,57 +286,68 @@ def update(
       optimisers), `forward_backward/loss`, `orthonormality/loss`, `policy/loss`.
     """
     rows = transitions.rows(batch, axis_name)
-    batch, weight, pool = rows.batch, rows.weight, _pool(rows, axis_name)
+    pool, tasks = _pool(rows, axis_name), rows.batch.tasks
+    in_parts = functools.partial(updates.map_parts, accumulate_steps=accumulate_steps)
     task_key, noise_key = jax.random.split(key)
-    tasks = batch.tasks
     if tasks is None:
-        seen = pool.gather(backward(state.params.backward, batch.observations))
+        seen = in_parts(functools.partial(backward, state.params.backward), rows.batch.observations)
         tasks = task_sphere.training_tasks(
-            task_key, rows.numbers, seen, pool.weight, state_fraction=state_fraction
+            task_key, rows.numbers, pool.gather(seen), pool.weight, state_fraction=state_fraction
         )
-    next_actions = losses.target_policy_smoothing(
-        actor(state.actor_params, batch.next_observations, tasks),
-        transitions.noise(noise_key, rows.numbers, batch.actions.shape[-1]),
-        scale=smoothing_noise,
-        clip=smoothing_clip,
-    )
-    target = state.target_params
-    target_forward = forward(target.forward, batch.next_observations, next_actions, tasks)
-    target_pool = pool.gather(backward(target.backward, batch.next_observations))
+    rows = rows._replace(batch=rows.batch._replace(tasks=tasks))
 
-    def objective(params):
-        reached = backward(params.backward, batch.next_observations)
+    def features(params, batch):
+        ahead = forward(params.forward, batch.observations, batch.actions, batch.tasks)
+        return ahead, backward(params.backward, batch.next_observations)
+
+    def target_features(rows):
+        batch = rows.batch
+        next_actions = losses.target_policy_smoothing(
+            actor(state.actor_params, batch.next_observations, batch.tasks),
+            transitions.noise(noise_key, rows.numbers, batch.actions.shape[-1]),
+            scale=smoothing_noise,
+            clip=smoothing_clip,
+        )
+        ahead = batch._replace(observations=batch.next_observations, actions=next_actions)
+        return features(state.target_params, ahead)
+
+    target_forward, target_reached = in_parts(target_features, rows)
+
+    def objective(params, rows):
+        # Only the networks see parts: in the losses every row meets all the others.
+        ahead, reached = in_parts(functools.partial(features, params), rows.batch)
         reached_by_all = pool.gather(reached)
         measure = losses.forward_backward_loss(
-            forward(params.forward, batch.observations, batch.actions, tasks),
+            ahead,
             reached,
             reached_by_all,
             target_forward,
-            target_pool,
+            pool.gather(target_reached),
             discount * rows.going_on,
             pool_weights=pool.others,
         )
         spread = losses.orthonormality_loss(reached, reached_by_all, pool_weights=pool.others)
         watched = {"forward_backward/loss": measure, "orthonormality/loss": spread}
-        return updates.weighted_sums(measure + orthonormality_weight * spread, weight, watched)
+        return updates.weighted_sums(measure + orthonormality_weight * spread, rows.weight, watched)
 
-    params, opt_state, metrics = updates.gradient_step(
-        objective, state.params, state.opt_state, optimizer=optimizer, axis_name=axis_name
+    take_step = functools.partial(updates.gradient_step, batch=rows, axis_name=axis_name)
+    params, opt_state, metrics = take_step(
+        objective, state.params, state.opt_state, optimizer=optimizer
     )
 
-    def actor_objective(actor_params):
-        actions = actor(actor_params, batch.observations, tasks)
-        features = forward(params.forward, batch.observations, actions, tasks)
+    def actor_objective(actor_params, rows):
+        observations, tasks = rows.batch.observations, rows.batch.tasks
+        actions = actor(actor_params, observations, tasks)
+        features = forward(params.forward, observations, actions, tasks)
         values = jnp.min(jnp.sum(features * tasks[..., None, :], axis=-1), axis=-1)
-        loss = losses.deterministic_policy_loss(values)
-        return updates.weighted_sums(loss, weight)
+        return updates.weighted_sums(losses.deterministic_policy_loss(values), rows.weight)
 
-    actor_params, actor_opt_state, policy_metrics = updates.gradient_step(
+    actor_params, actor_opt_state, policy_metrics = take_step(
         actor_objective,
         state.actor_params,
         state.actor_opt_state,
         optimizer=actor_optimizer,
-        axis_name=axis_name,
+        accumulate_steps=accumulate_steps,
     )
     step = state.step + 1
     target = target_rule(state.target_params, params, step)
@@ -359,6 +371,7 @@ def make(
     state_fraction: float = 0.5,
     smoothing_noise: float = 0.2,
     smoothing_clip: float = 0.3,
+    accumulate_steps: int = 1,
     axis_name: str | None = None,
 ) -> Agent:
     """Binds the static parts of forward-backward representations.
@@ -384,6 +397,8 @@ def make(
         are uniform on the sphere.
       smoothing_noise: >= 0, standard deviation of the noise on the target's actions.
       smoothing_clip: >= 0, the most that the noise moves an action.
+      accumulate_steps: parts of a batch that the networks see one after another, F and B twice; see
+        `updates.map_parts`.
       axis_name: the `pmap` or `shard_map` axis over which batches are spread, or None.
 
     Returns:
@@ -429,6 +444,7 @@ def make(
             state_fraction=state_fraction,
             smoothing_noise=smoothing_noise,
             smoothing_clip=smoothing_clip,
+            accumulate_steps=accumulate_steps,
             axis_name=axis_name,
         ),
     )

@@ -92,6 +92,7 @@ def update(
     penalty_weight: optax.Schedule,
     target_rule: followers.FollowRule,
     policy_fn: horizon.PolicyFn | None = None,
+    accumulate_steps: int = 1,
     axis_name: str | None = None,
 ) -> tuple[State, Metrics]:
     """Takes one step of the discriminator, then one of the generator against the new one.
@@ -108,6 +109,8 @@ def update(
       penalty_weight: of the gradient penalties, by step.
       target_rule: how the target generator follows.
       policy_fn: the evaluated policy, for batches without `next_actions`.
+      accumulate_steps: parts of a batch that are learnt from one after another, see
+        `updates.gradient_step`.
       axis_name: the device axis over which the batch is spread, or None.
 
     Returns:
@@ -118,32 +121,41 @@ def update(
       ValueError: nothing says what the policy does at the next state.
     """
     rows = horizon.examples(batch, discount=discount, policy_fn=policy_fn, axis_name=axis_name)
-    uniforms, target_noise, noise = horizon.draw(key, rows.numbers, latent_size, latent_size)
-    bootstrap = generator(state.target_params, target_noise, rows.next_condition)
-    real = losses.bellman_sample(rows.next_states, bootstrap, uniforms, discount=rows.discount)
 
-    def score(params):
+    def samples(rows):
+        uniforms, target_noise, noise = horizon.draw(key, rows.numbers, latent_size, latent_size)
+        bootstrap = generator(state.target_params, target_noise, rows.next_condition)
+        real = losses.bellman_sample(rows.next_states, bootstrap, uniforms, discount=rows.discount)
+        return real, generator(state.params, noise, rows.condition), noise
+
+    def score(params, rows):
         return lambda points: discriminator(params, points, rows.condition)
 
-    fake = generator(state.params, noise, rows.condition)
-    weight = jnp.asarray(penalty_weight(state.step), jnp.float32)
+    def discriminator_loss(params, examples):
+        rows, (real, fake, _) = examples
+        return losses.relativistic_discriminator_loss(
+            score(params, rows), real, fake, penalty_weight=penalty
+        )
+
+    def generator_loss(params, examples):
+        rows, (real, _, noise) = examples
+        return losses.relativistic_generator_loss(
+            score(discriminator_params, rows), real, generator(params, noise, rows.condition)
+        )
+
+    penalty = jnp.asarray(penalty_weight(state.step), jnp.float32)
     step_fn = functools.partial(
-        updates.mean_loss_step, weight=rows.weight, optimizer=optimizer, axis_name=axis_name
+        updates.mean_loss_step,
+        batch=(rows, updates.map_parts(samples, rows, accumulate_steps)),
+        weight=rows.weight,
+        optimizer=optimizer,
+        axis_name=axis_name,
+        accumulate_steps=accumulate_steps,
     )
     discriminator_params, discriminator_opt_state, judged = step_fn(
-        lambda params: losses.relativistic_discriminator_loss(
-            score(params), real, fake, penalty_weight=weight
-        ),
-        params=state.discriminator_params,
-        opt_state=state.discriminator_opt_state,
+        discriminator_loss, state.discriminator_params, state.discriminator_opt_state
     )
-    params, opt_state, metrics = step_fn(
-        lambda params: losses.relativistic_generator_loss(
-            score(discriminator_params), real, generator(params, noise, rows.condition)
-        ),
-        params=state.params,
-        opt_state=state.opt_state,
-    )
+    params, opt_state, metrics = step_fn(generator_loss, state.params, state.opt_state)
     step = state.step + 1
     target = target_rule(state.target_params, params, step)
     metrics |= {f"discriminator/{name}": judged[name] for name in ("loss", "grad_norm")}
@@ -163,6 +175,7 @@ def make(
     penalty_weight: optax.Schedule,
     target_rule: followers.FollowRule | None = None,
     policy_fn: horizon.PolicyFn | None = None,
+    accumulate_steps: int = 1,
     axis_name: str | None = None,
 ) -> Agent:
     """Binds the static parts of an adversarial horizon model.
@@ -180,6 +193,8 @@ def make(
       target_rule: how the target follows; None for `followers.average(0.999)`.
       policy_fn: `(observations[B, D], tasks[B, W] or None) -> actions[B, A]`, the evaluated policy;
         None where batches bring `next_actions`.
+      accumulate_steps: parts of a batch that are learnt from one after another, see
+        `updates.gradient_step`.
       axis_name: the `pmap` or `shard_map` axis over which batches are spread, or None.
 
     Returns:
@@ -208,6 +223,7 @@ def make(
             penalty_weight=penalty_weight,
             target_rule=followers.average(0.999) if target_rule is None else target_rule,
             policy_fn=policy_fn,
+            accumulate_steps=accumulate_steps,
             axis_name=axis_name,
         ),
     )

@@ -58,6 +58,7 @@ def update(
     beta: float,
     target_rule: followers.FollowRule,
     policy_fn: horizon.PolicyFn | None = None,
+    accumulate_steps: int = 1,
     axis_name: str | None = None,
 ) -> tuple[State, Metrics]:
     """Takes one step on the weighted mean loss of the transitions.
@@ -74,6 +75,8 @@ def update(
       beta: weight of the KL divergence.
       target_rule: how the target follows.
       policy_fn: the evaluated policy, for batches without `next_actions`.
+      accumulate_steps: parts of a batch that are learnt from one after another, see
+        `updates.gradient_step`.
       axis_name: the device axis over which the batch is spread, or None.
 
     Returns:
@@ -84,13 +87,15 @@ def update(
     """
     rows = horizon.examples(batch, discount=discount, policy_fn=policy_fn, axis_name=axis_name)
     size = rows.next_states.shape[-1]
-    uniforms, noise, latent_noise = horizon.draw(key, rows.numbers, latent_size + size, latent_size)
-    bootstrap = sample(
-        state.target_params, noise, rows.next_condition, decode=decode, latent_size=latent_size
-    )
-    data = losses.bellman_sample(rows.next_states, bootstrap, uniforms, discount=rows.discount)
 
-    def loss_fn(params):
+    def loss_fn(params, rows):
+        uniforms, noise, latent_noise = horizon.draw(
+            key, rows.numbers, latent_size + size, latent_size
+        )
+        bootstrap = sample(
+            state.target_params, noise, rows.next_condition, decode=decode, latent_size=latent_size
+        )
+        data = losses.bellman_sample(rows.next_states, bootstrap, uniforms, discount=rows.discount)
         mean, log_variance = encode(params, data, rows.condition)
         latent = mean + jnp.exp(log_variance / 2) * latent_noise
         return losses.beta_vae_loss(
@@ -99,11 +104,13 @@ def update(
 
     params, opt_state, metrics = updates.mean_loss_step(
         loss_fn,
-        rows.weight,
         state.params,
         state.opt_state,
+        batch=rows,
+        weight=rows.weight,
         optimizer=optimizer,
         axis_name=axis_name,
+        accumulate_steps=accumulate_steps,
     )
     step = state.step + 1
     return State(params, target_rule(state.target_params, params, step), opt_state, step), metrics
@@ -120,6 +127,7 @@ def make(
     beta: float = 0.5,
     target_rule: followers.FollowRule | None = None,
     policy_fn: horizon.PolicyFn | None = None,
+    accumulate_steps: int = 1,
     axis_name: str | None = None,
 ) -> Agent:
     """Binds the static parts of a variational horizon model.
@@ -136,6 +144,8 @@ def make(
       target_rule: how the target follows; None for `followers.average(0.999)`.
       policy_fn: `(observations[B, D], tasks[B, W] or None) -> actions[B, A]`, the evaluated policy;
         None where batches bring `next_actions`.
+      accumulate_steps: parts of a batch that are learnt from one after another, see
+        `updates.gradient_step`.
       axis_name: the `pmap` or `shard_map` axis over which batches are spread, or None.
 
     Returns:
@@ -167,6 +177,7 @@ def make(
             beta=beta,
             target_rule=followers.average(0.999) if target_rule is None else target_rule,
             policy_fn=policy_fn,
+            accumulate_steps=accumulate_steps,
             axis_name=axis_name,
         ),
     )

@@ -79,11 +79,11 @@ def update(
     del key
     # pi_k values the states as well, so that every step of an iteration has the same advantages.
     rows = learner.prepare(state.target_params, batch)
-    old, _ = jax.lax.stop_gradient(apply(state.target_params, rows.observations))
-    old_log_probs = law.log_prob(old, rows.actions)
     size = step_sizes(state.step // num_inner_steps)
 
-    def policy_loss(outputs, log_probs):
+    def policy_loss(rows, outputs, log_probs):
+        old, _ = jax.lax.stop_gradient(apply(state.target_params, rows.observations))
+        old_log_probs = law.log_prob(old, rows.actions)
         divergence = law.kl(outputs, old)
         loss = losses.mdpo_surrogate_loss(
             log_probs, old_log_probs, rows.advantages, divergence, inverse_step=1 / size
@@ -115,6 +115,7 @@ def make(
     value_clip: float | None = None,
     entropy_coefficient: float = 0.0,
     normalise_advantages: bool = True,
+    accumulate_steps: int = 1,
     axis_name: str | None = None,
 ) -> Agent:
     """Binds the static parts of on-policy MDPO.
@@ -135,6 +136,8 @@ def make(
       entropy_coefficient: >= 0, weight of the entropy; the paper has none.
       normalise_advantages: whether each batch's advantages are made to have mean 0 and standard
         deviation 1, as in the paper's code.
+      accumulate_steps: parts of a batch that are learnt from one after another, see
+        `updates.gradient_step`.
       axis_name: the `pmap` or `shard_map` axis over which batches are spread, or None.
 
     Returns:
@@ -156,6 +159,7 @@ def make(
         value_clip=value_clip,
         entropy_coefficient=entropy_coefficient,
         normalise_advantages=normalise_advantages,
+        accumulate_steps=accumulate_steps,
         axis_name=axis_name,
     )
     if num_inner_steps < 1:

@@ -78,6 +78,7 @@ def update(
     output_penalty: float,
     target_rule: followers.FollowRule,
     old_rule: followers.FollowRule,
+    accumulate_steps: int = 1,
     axis_name: str | None = None,
 ) -> tuple[State, Metrics]:
     """Takes one step of the critics and one of the policy; the copies of both follow.
@@ -97,6 +98,8 @@ def update(
       output_penalty: weight of the mean square of the policy's outputs.
       target_rule: how the target critics follow.
       old_rule: how pi_k does.
+      accumulate_steps: parts of a batch that are learnt from one after another, see
+        `updates.gradient_step`.
       axis_name: the device axis over which the batch is spread, or None.
 
     Returns:
@@ -108,7 +111,6 @@ def update(
       ValueError: the batch holds no rewards.
     """
     rows = transitions.rows(batch, axis_name)
-    batch, weight = rows.batch, rows.weight
     if batch.rewards is None:
         raise ValueError("batch must hold rewards, which the critics learn from, got None.")
     next_key, policy_key = jax.random.split(key)
@@ -119,39 +121,39 @@ def update(
         shape = (observations.shape[0], count, *observations.shape[1:])
         return critic(params, jnp.broadcast_to(observations[:, None], shape), law.features(choices))
 
-    outputs = actor(state.actor_params, batch.next_observations)
-    choices, chances = _per_row(law, outputs, next_key, rows.numbers)
-    log_probs = action_laws.log_probs_of_many(law, outputs, choices)
-    next_values = values_of(state.target_critic_params, batch.next_observations, choices)
-    soft = jnp.min(next_values, axis=-1) - entropy_weight * log_probs
-    targets = losses.clipped_double_q_target(
-        jnp.sum(chances * soft, axis=1, keepdims=True),
-        batch.rewards,
-        discount * rows.going_on,
-    )
-
-    def critic_objective(params):
+    def critic_objective(params, rows):
+        batch = rows.batch
+        outputs = actor(state.actor_params, batch.next_observations)
+        choices, chances = _per_row(law, outputs, next_key, rows.numbers)
+        log_probs = action_laws.log_probs_of_many(law, outputs, choices)
+        next_values = values_of(state.target_critic_params, batch.next_observations, choices)
+        soft = jnp.min(next_values, axis=-1) - entropy_weight * log_probs
+        targets = losses.clipped_double_q_target(
+            jnp.sum(chances * soft, axis=1, keepdims=True),
+            batch.rewards,
+            discount * rows.going_on,
+        )
         values = critic(params, batch.observations, batch.actions)
         loss = losses.td3_critic_loss(values, targets) / 2
-        return updates.weighted_sums(loss, weight, {"q/mean": jnp.min(values, axis=-1)})
+        return updates.weighted_sums(loss, rows.weight, {"q/mean": jnp.min(values, axis=-1)})
 
-    critic_params, critic_opt_state, metrics = updates.gradient_step(
-        critic_objective,
-        state.critic_params,
-        state.critic_opt_state,
-        optimizer=optimizer,
-        axis_name=axis_name,
+    take_step = functools.partial(
+        updates.gradient_step, batch=rows, axis_name=axis_name, accumulate_steps=accumulate_steps
     )
-    old = jax.lax.stop_gradient(actor(state.target_actor_params, batch.observations))
+    critic_params, critic_opt_state, metrics = take_step(
+        critic_objective, state.critic_params, state.critic_opt_state, optimizer=optimizer
+    )
 
-    def actor_objective(params):
-        outputs = actor(params, batch.observations)
+    def actor_objective(params, rows):
+        observations = rows.batch.observations
+        outputs = actor(params, observations)
+        old = jax.lax.stop_gradient(actor(state.target_actor_params, observations))
         choices, chances = _per_row(law, outputs, policy_key, rows.numbers)
         log_probs = action_laws.log_probs_of_many(law, outputs, choices)
         each = losses.mdpo_off_policy_loss(
             log_probs,
             action_laws.log_probs_of_many(law, old, choices),
-            values_of(critic_params, batch.observations, choices)[..., 0],
+            values_of(critic_params, observations, choices)[..., 0],
             inverse_step=inverse_step,
             entropy_weight=entropy_weight,
         )
@@ -161,14 +163,10 @@ def update(
             "policy/log_prob": jnp.sum(chances * log_probs, axis=1),
             "kl/old": law.kl(outputs, old),
         }
-        return updates.weighted_sums(loss, weight, watched)
+        return updates.weighted_sums(loss, rows.weight, watched)
 
-    actor_params, actor_opt_state, found = updates.gradient_step(
-        actor_objective,
-        state.actor_params,
-        state.actor_opt_state,
-        optimizer=actor_optimizer,
-        axis_name=axis_name,
+    actor_params, actor_opt_state, found = take_step(
+        actor_objective, state.actor_params, state.actor_opt_state, optimizer=actor_optimizer
     )
     step = state.step + 1
     skipped = optimizers.skipped_updates((critic_opt_state, actor_opt_state))
@@ -204,6 +202,7 @@ def make(
     entropy_weight: float = 0.2,
     num_inner_steps: int = 1000,
     output_penalty: float = 0.0,
+    accumulate_steps: int = 1,
     axis_name: str | None = None,
 ) -> Agent:
     """Binds the static parts of off-policy MDPO; the defaults are the official code's.
@@ -226,6 +225,8 @@ def make(
       num_inner_steps: m, updates between renewals of pi_k, at least 1.
       output_penalty: >= 0, weight of the mean square of each of the policy's outputs; 1e-3 in the
         code.
+      accumulate_steps: parts of a batch that are learnt from one after another, see
+        `updates.gradient_step`.
       axis_name: the `pmap` or `shard_map` axis over which batches are spread, or None.
 
     Returns:
@@ -270,6 +271,7 @@ def make(
             output_penalty=output_penalty,
             target_rule=followers.average(target_decay),
             old_rule=followers.every(num_inner_steps),
+            accumulate_steps=accumulate_steps,
             axis_name=axis_name,
         ),
     )

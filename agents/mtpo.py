@@ -112,6 +112,16 @@ def _check_preferences(preferences: Array, turn_mask: Array) -> None:
         )
 
 
+class _Turns(NamedTuple):
+    """What the loss reads of each turn; the preferences as its row has them."""
+
+    laws: TurnLaws
+    advantages: Float[Array, "B H"]
+    targets: Float[Array, "B H"]
+    preferences: Float[Array, "B H"]
+    weight: Float[Array, "B H"]
+
+
 def _moments(values: Array, weight: Array, axis_name: str | None) -> tuple[Array, Array]:
     """Mean and standard deviation of the whole batch's counted values."""
     sums = (jnp.sum(weight * values), jnp.sum(weight * jnp.square(values)), jnp.sum(weight))
@@ -119,7 +129,11 @@ def _moments(values: Array, weight: Array, axis_name: str | None) -> tuple[Array
         sums = jax.lax.psum(sums, axis_name)
     count = jnp.where(sums[2] > 0, sums[2], 1.0)
     mean = sums[0] / count
-    return mean, jnp.sqrt(jnp.maximum(sums[1] / count - jnp.square(mean), 0.0))
+    return mean, _spread(mean, sums[1] / count)
+
+
+def _spread(mean: Array, mean_square: Array) -> Array:
+    return jnp.sqrt(jnp.maximum(mean_square - jnp.square(mean), 0.0))
 
 
 def init(
@@ -200,6 +214,7 @@ def update(
     optimizer: optax.GradientTransformation,
     options: Any,
     legal: Array | None = None,
+    accumulate_steps: int = 1,
     axis_name: str | None = None,
 ) -> tuple[State, Metrics]:
     """Takes one step on the weighted mean, over turns, of the policy's and the value's loss.
@@ -212,6 +227,8 @@ def update(
       optimizer: any optax transformation.
       options: the hyper-parameters, from `make`.
       legal: true where the policy may say a token at all; None where all may. [V].
+      accumulate_steps: parts of a batch that are learnt from one after another, see
+        `updates.gradient_step`.
       axis_name: the device axis over which the batch is spread, or None.
 
     Returns:
@@ -222,16 +239,15 @@ def update(
     del key
     _check_preferences(batch.preferences, batch.turn_mask)
     learns = (state.step >= options.policy_delay).astype(jnp.float32)
-    rows = batch.tokens.shape[0]
-    row_weight = updates.row_weights(batch.weight, rows)
-    there = (jnp.asarray(batch.turn_mask) != 0).astype(jnp.float32)
-    weight = row_weight[:, None] * there
-    # Before the losses, not after: the gradient of NaN times 0 is NaN.
-    preferences = jnp.where(
-        (row_weight if batch.preferences.ndim == 1 else weight) > 0, batch.preferences, 0.0
-    )
 
-    def objective(params):
+    def turns(params, batch):
+        row_weight = updates.row_weights(batch.weight, batch.tokens.shape[0])
+        there = (jnp.asarray(batch.turn_mask) != 0).astype(jnp.float32)
+        weight = row_weight[:, None] * there
+        # Before the losses, not after: the gradient of NaN times 0 is NaN.
+        preferences = jnp.where(
+            (row_weight if batch.preferences.ndim == 1 else weight) > 0, batch.preferences, 0.0
+        )
         laws = conversations.turn_laws(
             model,
             params,
@@ -244,28 +260,54 @@ def update(
         advantages, targets = advantages_and_targets(
             laws, preferences, there, alpha=options.alpha, trace_decay=options.trace_decay
         )
-        mean, spread = _moments(advantages, weight, axis_name)
+        judged = preferences[:, None] if preferences.ndim == 1 else preferences
+        return _Turns(laws, advantages, targets, jnp.broadcast_to(judged, weight.shape), weight)
+
+    moments = None
+    if options.normalise_advantages and accumulate_steps > 1:
+
+        def counted(batch):
+            found = turns(state.params, batch)
+            return found.advantages, found.weight
+
+        # A part does not know the others' advantages: one pass more, without gradients.
+        values, weight = updates.map_parts(counted, batch, accumulate_steps)
+        moments = _moments(values, weight, axis_name)
+
+    def objective(params, batch):
+        found = turns(params, batch)
+        laws, advantages = found.laws, found.advantages
         alpha = jnp.asarray(options.alpha, jnp.float32)
         if options.normalise_advantages:
+            mean, spread = moments or _moments(advantages, found.weight, axis_name)
             # The divergence is divided as well: what maximises the objective stays where it is.
             scale = jnp.maximum(spread, 1e-6)
             advantages, alpha = (advantages - mean) / scale, alpha / scale
         policy_loss = losses.mtpo_policy_loss(laws.log_probs, advantages, laws.kl, alpha=alpha)
-        value_loss = losses.mtpo_value_loss(laws.values, targets)
+        value_loss = losses.mtpo_value_loss(laws.values, found.targets)
         loss = learns * policy_loss + options.value_coefficient * value_loss
-        judged = preferences[:, None] if preferences.ndim == 1 else preferences
         watched = {
             "loss/policy": policy_loss,
             "loss/value": value_loss,
             "kl/reference": laws.kl,
-            "rewards/preference": jnp.broadcast_to(judged, weight.shape),
-            "advantages/std": jnp.broadcast_to(spread, weight.shape),
+            "rewards/preference": found.preferences,
+            "advantages/mean": found.advantages,
+            "advantages/square": jnp.square(found.advantages),
             "values/mean": laws.values,
         }
-        return updates.weighted_sums(loss, weight, watched)
+        return updates.weighted_sums(loss, found.weight, watched)
 
     params, opt_state, metrics = updates.gradient_step(
-        objective, state.params, state.opt_state, optimizer=optimizer, axis_name=axis_name
+        objective,
+        state.params,
+        state.opt_state,
+        batch=batch,
+        optimizer=optimizer,
+        axis_name=axis_name,
+        accumulate_steps=accumulate_steps,
+    )
+    metrics["advantages/std"] = _spread(
+        metrics.pop("advantages/mean"), metrics.pop("advantages/square")
     )
     return State(params, state.reference_params, opt_state, state.step + 1), metrics
 
@@ -284,6 +326,7 @@ def make(
     legal_tokens: Sequence[bool] | None = None,
     max_new_tokens: int | None = None,
     stop_tokens: Sequence[int] = (),
+    accumulate_steps: int = 1,
     axis_name: str | None = None,
 ) -> Agent:
     """Binds the static parts of multi-turn preference optimisation.
@@ -306,6 +349,8 @@ def make(
       legal_tokens: true where the policy may say a token at all; None where all may. [V].
       max_new_tokens: most tokens of a turn that `act` samples; None for an agent without `act`.
       stop_tokens: ids that end a turn in `act`.
+      accumulate_steps: parts of a batch that are learnt from one after another, see
+        `updates.gradient_step`. To normalise advantages the networks run once more, before them.
       axis_name: the `pmap` or `shard_map` axis over which batches are spread, or None.
 
     Returns:
@@ -361,6 +406,7 @@ def make(
                 normalise_advantages,
             ),
             legal=legal,
+            accumulate_steps=accumulate_steps,
             axis_name=axis_name,
         ),
     )

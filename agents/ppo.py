@@ -45,7 +45,7 @@ def update(
     del key
     rows = learner.prepare(state.params, batch)
 
-    def policy_loss(outputs: Any, log_probs):
+    def policy_loss(rows: rollouts.Rows, outputs: Any, log_probs):
         del outputs
         loss = losses.ppo_clip_loss(
             log_probs, rows.behaviour_log_probs, rows.advantages, clip_epsilon=clip_epsilon
@@ -72,6 +72,7 @@ def make(
     value_clip: float | None = None,
     entropy_coefficient: float = 0.0,
     normalise_advantages: bool = True,
+    accumulate_steps: int = 1,
     axis_name: str | None = None,
 ) -> Agent:
     """Binds the static parts of PPO.
@@ -90,6 +91,8 @@ def make(
       entropy_coefficient: >= 0, weight of the entropy.
       normalise_advantages: whether each batch's advantages are made to have mean 0 and standard
         deviation 1.
+      accumulate_steps: parts of a batch that are learnt from one after another, see
+        `updates.gradient_step`.
       axis_name: the `pmap` or `shard_map` axis over which batches are spread, or None.
 
     Returns:
@@ -112,6 +115,7 @@ def make(
         value_clip=value_clip,
         entropy_coefficient=entropy_coefficient,
         normalise_advantages=normalise_advantages,
+        accumulate_steps=accumulate_steps,
         axis_name=axis_name,
     )
     if not clip_epsilon >= 0:

@@ -23,8 +23,6 @@ from bellmax.agents.agent import Metrics, Params, RolloutBatch
 # (params, observations[B, ...]) -> (outputs of the law, leaves [B, ...]; values [B]), for any
 # number of leading axes.
 ActorCriticApply = Callable[[Params, Array], tuple[Any, Float[Array, "*B"]]]
-# (outputs, log-probabilities [B, T] of the actions) -> (loss [B, T], what is watched by name).
-PolicyLoss = Callable[[Any, Array], tuple[Array, Metrics]]
 
 
 class Decision(NamedTuple):
@@ -50,7 +48,8 @@ class Rows(NamedTuple):
       advantages: standardised, if they are to be. [B, T].
       value_targets: [B, T].
       weight: 0 for padding rows and for steps between episodes. [B, T].
-      spread: standard deviation of the whole batch's advantages as they were. [].
+      spread: standard deviation of the whole batch's advantages as they were, in every place.
+        [B, T].
     """
 
     observations: Array
@@ -60,7 +59,12 @@ class Rows(NamedTuple):
     advantages: Float[Array, "B T"]
     value_targets: Float[Array, "B T"]
     weight: Float[Array, "B T"]
-    spread: Float[Array, ""]
+    spread: Float[Array, "B T"]
+
+
+# (rows, outputs, log-probabilities [B, T] of the actions) -> (loss [B, T], what is watched by
+# name).
+PolicyLoss = Callable[[Rows, Any, Array], tuple[Array, Metrics]]
 
 
 def decide(
@@ -207,6 +211,7 @@ def prepare(
     discount: float,
     trace_decay: float,
     normalise_advantages: bool,
+    accumulate_steps: int = 1,
     axis_name: str | None = None,
 ) -> Rows:
     """Returns a rollout ready for losses.
@@ -219,12 +224,21 @@ def prepare(
       trace_decay: lambda.
       normalise_advantages: whether the batch's counted advantages are made to average to 0 with a
         standard deviation of 1, over all devices.
+      accumulate_steps: parts of a batch that are learnt from one after another, see
+        `updates.gradient_step`.
       axis_name: the device axis over which the batch is spread, or None.
 
     Returns:
       The rows.
     """
-    full = with_advantages(params, batch, apply=apply, discount=discount, trace_decay=trace_decay)
+
+    def estimates(batch):
+        full = with_advantages(
+            params, batch, apply=apply, discount=discount, trace_decay=trace_decay
+        )
+        return full.behaviour_values, full.value_targets, full.advantages
+
+    estimated = updates.map_parts(estimates, batch, accumulate_steps)
     row_weight = updates.row_weights(batch.weight, batch.rewards.shape[0])
     weight = row_weight[:, None] * (1.0 - _true(batch.begins).astype(jnp.float32))
 
@@ -232,10 +246,8 @@ def prepare(
         (
             batch.observations[:, :-1],
             batch.actions,
-            full.behaviour_log_probs,
-            full.behaviour_values,
-            full.value_targets,
-            full.advantages,
+            batch.behaviour_log_probs,
+            *estimated,
         ),
         weight,
     )
@@ -248,7 +260,7 @@ def prepare(
         advantages=centred if normalise_advantages else advantages,
         value_targets=targets,
         weight=weight,
-        spread=spread,
+        spread=jnp.broadcast_to(spread, weight.shape),
     )
 
 
@@ -277,6 +289,7 @@ def step(
     value_coefficient: float,
     value_clip: float | None,
     entropy_coefficient: float,
+    accumulate_steps: int = 1,
     axis_name: str | None = None,
 ) -> tuple[Params, optax.OptState, Metrics]:
     """Takes one optimiser step on the mean, over counted steps, of policy and value loss.
@@ -285,13 +298,15 @@ def step(
       rows: the rollout.
       params: of the actor-critic.
       opt_state: the optimiser's state.
-      policy_loss: `(outputs, log_probs[B, T]) -> (loss[B, T], watched)`.
+      policy_loss: `(rows, outputs, log_probs[B, T]) -> (loss[B, T], watched)`.
       apply: the actor-critic.
       law: of its actions.
       optimizer: any optax transformation.
       value_coefficient: weight of the value loss.
       value_clip: see `losses.ppo_value_loss`.
       entropy_coefficient: weight of the entropy, which is sought.
+      accumulate_steps: parts of a batch that are learnt from one after another, see
+        `updates.gradient_step`.
       axis_name: the device axis over which the batch is spread, or None.
 
     Returns:
@@ -301,10 +316,10 @@ def step(
       what `policy_loss` watches.
     """
 
-    def objective(params):
+    def objective(params, rows):
         outputs, values = apply(params, rows.observations)
         log_probs = law.log_prob(outputs, rows.actions)
-        loss, watched = policy_loss(outputs, log_probs)
+        loss, watched = policy_loss(rows, outputs, log_probs)
         value_loss = losses.ppo_value_loss(
             values, rows.behaviour_values, rows.value_targets, clip_epsilon=value_clip
         )
@@ -316,13 +331,19 @@ def step(
             "policy/entropy": entropy,
             "kl/behaviour": jnp.expm1(log_ratios) - log_ratios,
             "values/mean": values,
-            "advantages/std": jnp.broadcast_to(rows.spread, values.shape),
+            "advantages/std": rows.spread,
         }
         total = loss + value_coefficient * value_loss - entropy_coefficient * entropy
         return updates.weighted_sums(total, rows.weight, watched)
 
     return updates.gradient_step(
-        objective, params, opt_state, optimizer=optimizer, axis_name=axis_name
+        objective,
+        params,
+        opt_state,
+        batch=rows,
+        optimizer=optimizer,
+        axis_name=axis_name,
+        accumulate_steps=accumulate_steps,
     )
 
 
@@ -349,6 +370,7 @@ def bind(
     value_clip: float | None,
     entropy_coefficient: float,
     normalise_advantages: bool,
+    accumulate_steps: int,
     axis_name: str | None,
 ) -> Learner:
     """Binds what `prepare` and `step` share over a run; the arguments are theirs.
@@ -363,6 +385,8 @@ def bind(
       value_clip: > 0, or None.
       entropy_coefficient: >= 0.
       normalise_advantages: see `prepare`.
+      accumulate_steps: parts of a batch that are learnt from one after another, see
+        `updates.gradient_step`.
       axis_name: the device axis over which batches are spread, or None.
 
     Returns:
@@ -387,6 +411,7 @@ def bind(
             discount=discount,
             trace_decay=trace_decay,
             normalise_advantages=normalise_advantages,
+            accumulate_steps=accumulate_steps,
             axis_name=axis_name,
         ),
         step=functools.partial(
@@ -397,6 +422,7 @@ def bind(
             value_coefficient=value_coefficient,
             value_clip=value_clip,
             entropy_coefficient=entropy_coefficient,
+            accumulate_steps=accumulate_steps,
             axis_name=axis_name,
         ),
     )

@@ -154,6 +154,7 @@ def update(
     policy_delay: int,
     smoothing_noise: float,
     smoothing_clip: float,
+    accumulate_steps: int = 1,
     axis_name: str | None = None,
 ) -> tuple[State, Metrics]:
     """Takes one step of the critics, and every `policy_delay` steps one of policy and targets.
@@ -171,6 +172,8 @@ def update(
       policy_delay: steps of the critics to one of the policy.
       smoothing_noise: standard deviation of the noise on the target policy's actions.
       smoothing_clip: the most that the noise moves an action.
+      accumulate_steps: parts of a batch that are learnt from one after another, see
+        `updates.gradient_step`.
       axis_name: the device axis over which the batch is spread, or None.
 
     Returns:
@@ -182,56 +185,54 @@ def update(
       ValueError: the batch holds no rewards.
     """
     rows = transitions.rows(batch, axis_name)
-    batch, weight = rows.batch, rows.weight
     if batch.rewards is None:
         raise ValueError("batch must hold rewards, which the critics learn from, got None.")
-    next_actions = losses.target_policy_smoothing(
-        actor(state.target_actor_params, batch.next_observations),
-        transitions.noise(key, rows.numbers, batch.actions.shape[-1]),
-        scale=smoothing_noise,
-        clip=smoothing_clip,
-    )
-    targets = losses.clipped_double_q_target(
-        critic(state.target_critic_params, batch.next_observations, next_actions),
-        batch.rewards,
-        discount * rows.going_on,
-    )
 
-    def critic_objective(params):
+    def critic_objective(params, rows):
+        batch = rows.batch
+        next_actions = losses.target_policy_smoothing(
+            actor(state.target_actor_params, batch.next_observations),
+            transitions.noise(key, rows.numbers, batch.actions.shape[-1]),
+            scale=smoothing_noise,
+            clip=smoothing_clip,
+        )
+        targets = losses.clipped_double_q_target(
+            critic(state.target_critic_params, batch.next_observations, next_actions),
+            batch.rewards,
+            discount * rows.going_on,
+        )
         values = critic(params, batch.observations, batch.actions)
         loss = losses.td3_critic_loss(values, targets)
-        return updates.weighted_sums(loss, weight, {"q/mean": jnp.min(values, axis=-1)})
+        return updates.weighted_sums(loss, rows.weight, {"q/mean": jnp.min(values, axis=-1)})
 
-    critic_params, critic_opt_state, metrics = updates.gradient_step(
-        critic_objective,
-        state.critic_params,
-        state.critic_opt_state,
-        optimizer=optimizer,
-        axis_name=axis_name,
+    take_step = functools.partial(
+        updates.gradient_step, batch=rows, axis_name=axis_name, accumulate_steps=accumulate_steps
+    )
+    critic_params, critic_opt_state, metrics = take_step(
+        critic_objective, state.critic_params, state.critic_opt_state, optimizer=optimizer
     )
 
-    def actor_objective(params):
-        actions = actor(params, batch.observations)
-        values = critic(critic_params, batch.observations, actions)[..., 0]
-        loss = losses.deterministic_policy_loss(values)
-        return updates.weighted_sums(loss, weight)
+    def policy_loss_of(params, rows):
+        actions = actor(params, rows.batch.observations)
+        values = critic(critic_params, rows.batch.observations, actions)[..., 0]
+        return losses.deterministic_policy_loss(values)
+
+    def actor_objective(params, rows):
+        return updates.weighted_sums(policy_loss_of(params, rows), rows.weight)
 
     step = state.step + 1
 
     def improve():
-        params, opt_state, found = updates.gradient_step(
-            actor_objective,
-            state.actor_params,
-            state.actor_opt_state,
-            optimizer=actor_optimizer,
-            axis_name=axis_name,
+        params, opt_state, found = take_step(
+            actor_objective, state.actor_params, state.actor_opt_state, optimizer=actor_optimizer
         )
         target_actor = target_rule(state.target_actor_params, params, step)
         target_critic = target_rule(state.target_critic_params, critic_params, step)
         return params, target_actor, target_critic, opt_state, found["loss"]
 
     def keep():
-        sums = actor_objective(state.actor_params)
+        each = functools.partial(policy_loss_of, state.actor_params)
+        sums = updates.weighted_sums(updates.map_parts(each, rows, accumulate_steps), rows.weight)
         total = sums.loss, sums.count
         loss, count = total if axis_name is None else jax.lax.psum(total, axis_name)
         loss = jnp.asarray(loss / jnp.where(count > 0, count, 1.0), jnp.float32)
@@ -267,6 +268,7 @@ def make(
     policy_delay: int = 2,
     smoothing_noise: float = 0.2,
     smoothing_clip: float = 0.5,
+    accumulate_steps: int = 1,
     axis_name: str | None = None,
 ) -> Agent:
     """Binds the static parts of TD3; the defaults are the paper's.
@@ -283,6 +285,8 @@ def make(
       policy_delay: steps of the critics to one of policy and targets, at least 1.
       smoothing_noise: >= 0, standard deviation of the noise on the target policy's actions.
       smoothing_clip: >= 0, the most that the noise moves an action.
+      accumulate_steps: parts of a batch that are learnt from one after another, see
+        `updates.gradient_step`.
       axis_name: the `pmap` or `shard_map` axis over which batches are spread, or None.
 
     Returns:
@@ -321,6 +325,7 @@ def make(
             policy_delay=policy_delay,
             smoothing_noise=smoothing_noise,
             smoothing_clip=smoothing_clip,
+            accumulate_steps=accumulate_steps,
             axis_name=axis_name,
         ),
     )

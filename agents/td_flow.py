@@ -143,6 +143,7 @@ def update(
     discount: float,
     target_rule: followers.FollowRule,
     policy_fn: horizon.PolicyFn | None = None,
+    accumulate_steps: int = 1,
     axis_name: str | None = None,
 ) -> tuple[State, Metrics]:
     """Takes one step on the weighted mean loss of the transitions.
@@ -157,6 +158,8 @@ def update(
       discount: gamma.
       target_rule: how the target follows.
       policy_fn: the evaluated policy, for batches without `next_actions`.
+      accumulate_steps: parts of a batch that are learnt from one after another, see
+        `updates.gradient_step`.
       axis_name: the device axis over which the batch is spread, or None.
 
     Returns:
@@ -167,20 +170,22 @@ def update(
     """
     rows = horizon.examples(batch, discount=discount, policy_fn=policy_fn, axis_name=axis_name)
     size = rows.next_states.shape[-1]
-    draws = Draws(*horizon.draw(key, rows.numbers, size, size, size))
-    target = _bound(apply, state.target_params, rows.next_condition)
 
-    def loss_fn(params):
+    def loss_fn(params, rows):
+        draws = Draws(*horizon.draw(key, rows.numbers, size, size, size))
+        target = _bound(apply, state.target_params, rows.next_condition)
         network = _bound(apply, params, rows.condition)
         return objective.loss(network, target, rows.next_states, draws, rows.discount)
 
     params, opt_state, metrics = updates.mean_loss_step(
         loss_fn,
-        rows.weight,
         state.params,
         state.opt_state,
+        batch=rows,
+        weight=rows.weight,
         optimizer=optimizer,
         axis_name=axis_name,
+        accumulate_steps=accumulate_steps,
     )
     step = state.step + 1
     return State(params, target_rule(state.target_params, params, step), opt_state, step), metrics
@@ -195,6 +200,7 @@ def make(
     init_params: Callable[[PRNGKeyArray], Params],
     target_rule: followers.FollowRule | None = None,
     policy_fn: horizon.PolicyFn | None = None,
+    accumulate_steps: int = 1,
     axis_name: str | None = None,
 ) -> Agent:
     """Binds the static parts of a temporal-difference flow.
@@ -209,6 +215,8 @@ def make(
       target_rule: how the target follows; None for the paper's `followers.average(0.999)`.
       policy_fn: `(observations[B, D], tasks[B, W] or None) -> actions[B, A]`, the evaluated policy;
         None where batches bring `next_actions`.
+      accumulate_steps: parts of a batch that are learnt from one after another, see
+        `updates.gradient_step`.
       axis_name: the `pmap` or `shard_map` axis over which batches are spread, or None.
 
     Returns:
@@ -234,6 +242,7 @@ def make(
             discount=discount,
             target_rule=followers.average(0.999) if target_rule is None else target_rule,
             policy_fn=policy_fn,
+            accumulate_steps=accumulate_steps,
             axis_name=axis_name,
         ),
     )

@@ -99,27 +99,26 @@ def _sum_over(axis_name: str | None, tree):
 
 
 def gradient_step(
-    objective: Callable[..., Sums],
+    objective: Callable[[Params, Any], Sums],
     params: Params,
     opt_state: optax.OptState,
     *,
+    batch: Any,
     optimizer: optax.GradientTransformation,
     axis_name: str | None = None,
-    batch: Any = None,
     accumulate_steps: int = 1,
 ) -> tuple[Params, optax.OptState, Metrics]:
     """Takes one optimiser step on the batch average of an objective.
 
     Args:
-      objective: the sums over this device's examples, as a function of the parameters, and of the
-        examples where `batch` is given.
+      objective: `(params, examples) -> Sums` over examples of this device. What they have in common
+        with the rest of the batch is computed before and comes as a closure, see `map_parts`.
       params: parameters, the same on every device of `axis_name`.
       opt_state: the optimiser's state for `params`.
+      batch: pytree of this device's examples on the first axis, for `objective`.
       optimizer: any optax transformation.
       axis_name: name of the `pmap` or `shard_map` axis over which the batch is spread; None where
         one program sees the whole batch.
-      batch: pytree of this device's examples on the first axis, for `objective`; None where it
-        holds them itself.
       accumulate_steps: parts that `batch` is cut into, which are learnt from one after another.
         Their sums and gradients are added in float32 before anything is divided: the step is that
         of the whole batch, and holds the activations of a part.
@@ -137,20 +136,18 @@ def gradient_step(
     # twice.
     local_params = _varying(axis_name, params)
 
-    def loss_sum(parameters, *examples):
-        sums = objective(parameters, *examples)
+    def loss_sum(parameters, examples):
+        sums = objective(parameters, examples)
         return sums.loss, sums
 
-    def sums_and_gradients(*examples):
-        found = jax.value_and_grad(loss_sum, has_aux=True)(local_params, *examples)
+    def sums_and_gradients(examples):
+        found = jax.value_and_grad(loss_sum, has_aux=True)(local_params, examples)
         return found[0][1], found[1]
 
-    if batch is None:
-        found = sums_and_gradients()
-    elif accumulate_steps == 1:
+    if accumulate_steps == 1:
         found = sums_and_gradients(batch)
     else:
-        cut = parts(batch, accumulate_steps, "accumulate_steps")
+        cut = parts(batch, accumulate_steps)
         found = _accumulated(sums_and_gradients, cut, axis_name)
     sums, gradients = _sum_over(axis_name, found)
     count = jnp.where(sums.count > 0, sums.count, 1.0)
@@ -166,28 +163,56 @@ def gradient_step(
     return optax.apply_updates(params, updates), opt_state, metrics
 
 
-def parts(batch: Any, count: int, name: str = "count") -> Any:
+def parts(batch: Any, accumulate_steps: int) -> Any:
     """Cuts a batch into parts of equal size.
 
-    A part holds every `count`-th row, so that rows spread over devices stay where they are.
+    A part holds every N-th row, so that rows spread over devices stay where they are.
 
     Args:
       batch: pytree of arrays. [B, ...].
-      count: parts, which divides B.
-      name: what errors call it.
+      accumulate_steps: number N of parts, which divides B.
 
     Returns:
-      The parts. [count, B / count, ...].
+      The parts. [N, B / N, ...].
 
     Raises:
-      ValueError: `count` does not divide B.
+      ValueError: `accumulate_steps` does not divide B.
     """
     rows = jax.tree.leaves(batch)[0].shape[0]
-    if count < 1 or rows % count:
-        raise ValueError(f"{name} must divide the {rows} rows of a device, got {count}.")
-    return jax.tree.map(
-        lambda leaf: jnp.moveaxis(leaf.reshape(-1, count, *leaf.shape[1:]), 1, 0), batch
-    )
+    if accumulate_steps < 1 or rows % accumulate_steps:
+        raise ValueError(
+            f"accumulate_steps must divide the {rows} rows of a device, got {accumulate_steps}."
+        )
+
+    def cut(leaf):
+        return jnp.moveaxis(leaf.reshape(-1, accumulate_steps, *leaf.shape[1:]), 1, 0)
+
+    return jax.tree.map(cut, batch)
+
+
+def map_parts(fn: Callable[[Any], Any], batch: Any, accumulate_steps: int) -> Any:
+    """Applies a function of rows to a batch, one part after another.
+
+    For what each row gives by itself and the whole batch must know: values before advantages are
+    standardised, features that every other row meets. Where gradients flow back they are exact,
+    and what a part has computed on the way is computed again, not kept; they are added in the dtype
+    of what `fn` closes over.
+
+    Args:
+      fn: of rows; what it returns for a row must not depend on the others.
+      batch: pytree of rows. [B, ...].
+      accumulate_steps: number of parts.
+
+    Returns:
+      What `fn` returns for the whole batch. [B, ...].
+
+    Raises:
+      ValueError: `accumulate_steps` does not divide B.
+    """
+    if accumulate_steps == 1:
+        return fn(batch)
+    found = jax.lax.map(jax.checkpoint(fn), parts(batch, accumulate_steps))
+    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1).reshape(-1, *leaf.shape[2:]), found)
 
 
 def _varying(axis_name: str | None, tree):
@@ -208,33 +233,47 @@ def _accumulated(run: Callable[[Any], Any], cut: Any, axis_name: str | None):
 
 
 def mean_loss_step(
-    loss_fn: Callable[[Params], Float[Array, " B"]],
-    weight: Float[Array, " B"],
+    loss_fn: Callable[[Params, Any], Float[Array, " B"]],
     params: Params,
     opt_state: optax.OptState,
     *,
+    batch: Any,
+    weight: Float[Array, " B"],
     optimizer: optax.GradientTransformation,
     axis_name: str | None = None,
+    accumulate_steps: int = 1,
 ) -> tuple[Params, optax.OptState, Metrics]:
     """Takes one optimiser step on the weighted mean of a loss, with nothing else to watch.
 
     Args:
-      loss_fn: the loss of each of this device's examples, as a function of the parameters. [B].
-      weight: of each, 0 for padding rows. [B].
+      loss_fn: `(params, examples) -> losses`, one of each example. [B].
       params: see `gradient_step`.
       opt_state: see `gradient_step`.
+      batch: see `gradient_step`.
+      weight: of each example, 0 for padding rows. [B].
       optimizer: any optax transformation.
       axis_name: see `gradient_step`.
+      accumulate_steps: see `gradient_step`.
 
     Returns:
       As `gradient_step`.
+
+    Raises:
+      ValueError: as `gradient_step`.
     """
+
+    def objective(params, examples):
+        rows, counts = examples
+        return weighted_sums(loss_fn(params, rows), counts)
+
     return gradient_step(
-        lambda params: weighted_sums(loss_fn(params), weight),
+        objective,
         params,
         opt_state,
+        batch=(batch, weight),
         optimizer=optimizer,
         axis_name=axis_name,
+        accumulate_steps=accumulate_steps,
     )
 
 

@@ -5,8 +5,9 @@
     --config.train.num_steps=800
 
 The folder of the run receives checkpoints, `metrics.jsonl`, TensorBoard events, `result.json`,
-`trade_off.png` and `learning_curves.png`. The same command resumes a run that was stopped, bit for
-bit.
+`trade_off.png` and `learning_curves.png`; a run that began from a checkpoint in Hugging Face's
+layout (`config.model.checkpoint`) leaves each policy in `policies` in the same layout. The same
+command resumes a run that was stopped, bit for bit.
 """
 
 import functools
@@ -28,6 +29,7 @@ from bellmax.experiments import (
     gold,
     language_run,
     metrics,
+    pretrained,
 )
 from bellmax.experiments import config as config_lib
 from bellmax.experiments.data import sources
@@ -51,7 +53,8 @@ def train(config: align_config.AlignConfig, workdir: pathlib.Path) -> list[dict[
     reference = language_run.warm_start(run)
     cached = None if config.train.live_reference else align_stages.cached_reference(run, reference)
     for name, beta in zip(config.loss.names, config.loss.betas, strict=True):
-        align_stages.optimise(run, name, beta, reference, cached)
+        policy = align_stages.optimise(run, name, beta, reference, cached)
+        pretrained.save(config.model, run.network, policy, workdir / "policies" / name)
     frontier = None
     if run.gold is not None:
         log_probs = run.gold.completion_log_probs(reference)

@@ -55,7 +55,7 @@ def check(config: AlignConfig) -> None:
     Raises:
       UserError: a count is below 1, a number out of range, or losses and betas do not pair up.
     """
-    language_config.check_stages(config.seed, config.train)
+    language_config.check_stages(config.seed, config.model, config.train)
     names, betas = config.loss.names, config.loss.betas
     if not names or len(names) != len(betas) or len(set(names)) != len(names):
         raise errors.UserError(

@@ -59,6 +59,7 @@ class TrainConfig:
 
     num_steps: int
     batch_size: int
+    accumulate_steps: int
     log_every: int
     evaluate_every: int
     checkpoint_every: int
@@ -108,8 +109,21 @@ def check(config: DialogueConfig) -> None:
       UserError: a count is out of range, or there are no methods.
     """
     train, loss = config.train, config.loss
-    keys = ("num_steps", "log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints")
+    if config.model.checkpoint:
+        raise errors.UserError(
+            "config.model.checkpoint must be empty for dialogues, whose words are the game's own; "
+            f"got {config.model.checkpoint!r}."
+        )
+    keys = (
+        "num_steps",
+        "accumulate_steps",
+        "log_every",
+        "evaluate_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+    )
     config_lib.check_at_least_one("train", train, keys)
+    language_config.check_parts("train.batch_size", train.batch_size, train.accumulate_steps)
     if train.batch_size < 2 or train.batch_size % 2:
         raise errors.UserError(
             f"config.train.batch_size must be an even number, got {train.batch_size}."

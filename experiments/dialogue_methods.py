@@ -132,6 +132,7 @@ def make_trainer(config: DialogueConfig, method: str, mesh: Mesh | None = None) 
             normalise_advantages=loss.normalise_advantages,
             legal_tokens=dialogue_policies.legal_tokens(game),
             max_new_tokens=game.utterance_length,
+            accumulate_steps=config.train.accumulate_steps,
         )
 
     def train_step(state: mtpo.State, batch: Rows, key: PRNGKeyArray):

@@ -32,6 +32,7 @@ from bellmax.experiments import (
     mesh,
     model_sizes,
     numbered,
+    pretrained,
     reason_config,
     reason_methods,
     reason_stages,
@@ -42,7 +43,6 @@ from bellmax.experiments import (
     task_steps,
 )
 from bellmax.experiments import config as config_lib
-from bellmax.experiments.data import tokenizers
 from bellmax.experiments.dry_run import Program
 
 
@@ -105,11 +105,11 @@ def _network(
 ) -> networks.TransformerConfig:
     if simulation.model_size:
         return model_sizes.shape(simulation.model_size)
-    return language_config.make_network(config.model, vocab_size)
+    return pretrained.network_shape(config.model, vocab_size)
 
 
 def _name(config: Any, simulation: config_lib.Simulation, method: str, network: Any) -> str:
-    size = simulation.model_size or "the config's network"
+    size = simulation.model_size or config.model.checkpoint or "the config's network"
     params = jax.eval_shape(functools.partial(networks.init, network), _key())
     return f"{method}; {size}, {networks.num_parameters(params):,} parameters"
 
@@ -127,7 +127,7 @@ def _pairs(
 ) -> Program:
     del devices
     align_config.check(config)
-    tokenizer = tokenizers.make_tokenizer(config.data.tokenizer)
+    tokenizer = pretrained.make_tokenizer(config)
     network = _network(config, simulation, tokenizer.vocab_size)
     loss, beta = config.loss.names[0], config.loss.betas[0]
     agent = align_stages.make_agent(config, network, loss, beta)
@@ -241,7 +241,7 @@ def _duels(
     config: reason_config.ReasonConfig, simulation: config_lib.Simulation, devices: Mesh
 ) -> Program:
     reason_config.check(config)
-    tokenizer = tokenizers.make_tokenizer(config.data.tokenizer)
+    tokenizer = pretrained.make_tokenizer(config)
     network = _network(config, simulation, tokenizer.vocab_size)
     model, train, loss = language_config.make_model(network), config.train, config.loss
     options = reason_methods.MethodOptions(

@@ -130,6 +130,7 @@ def fitted(
     common: dict[str, Any] = {
         "init_network": lambda key: updates.copy_tree(reference),
         "embed_dim": run.network.embed_dim,
+        "accumulate_steps": config.train.accumulate_steps,
     }
     if kind == "pairwise":
         agent = judges.pairwise.make(

@@ -13,10 +13,14 @@ class ModelConfig:
     """The keys of `config.model`; see `networks.TransformerConfig`, and below.
 
     Attributes:
+      checkpoint: folder of a Llama, Mistral or Qwen2 model in Hugging Face's layout, which the
+        policy starts from; its shape takes the place of the keys that say one (layers, heads,
+        widths, embeddings, softcap). Empty for a network of these keys from scratch.
       logit_softcap: cap of the logits; 0 for none.
       chunk_size: tokens per chunk of the head; 0 holds all logits at once.
     """
 
+    checkpoint: str
     num_layers: int
     num_heads: int
     num_kv_heads: int
@@ -36,7 +40,8 @@ class StagesConfig:
     """The keys of `config.train` that every binary of language policies has.
 
     Attributes:
-      warm_start_steps: steps of supervised training, which gives the reference.
+      warm_start_steps: steps of supervised training, which gives the reference; 0 for the
+        checkpoint as it is.
       warm_start_learning_rate: its peak.
       warm_start_on: what it imitates, `chosen` completions or `both` of a pair.
       num_steps: steps of each stage after it.
@@ -67,18 +72,19 @@ class StagesConfig:
     mesh_tensor: int
 
 
-def check_stages(seed: int, train: StagesConfig) -> None:
+def check_stages(seed: int, model: ModelConfig, train: StagesConfig) -> None:
     """Refuses counts that no stage can have.
 
     Args:
       seed: the run's seed.
+      model: the model group.
       train: the train group.
 
     Raises:
       UserError: a count is below 1, or the seed is negative.
     """
+    check_warm_start(model, train.warm_start_steps)
     names = (
-        "warm_start_steps",
         "num_steps",
         "batch_size",
         "accumulate_steps",
@@ -91,6 +97,24 @@ def check_stages(seed: int, train: StagesConfig) -> None:
     check_parts("train.batch_size", train.batch_size, train.accumulate_steps)
     if seed < 0:
         raise errors.UserError(f"config.seed must be at least 0, got {seed}.")
+
+
+def check_warm_start(model: ModelConfig, num_steps: int) -> None:
+    """Refuses a policy that knows nothing: neither a checkpoint's nor one that imitates.
+
+    Args:
+      model: the model group.
+      num_steps: `config.train.warm_start_steps`.
+
+    Raises:
+      UserError: there are no such steps, or none and no checkpoint.
+    """
+    least = 0 if model.checkpoint else 1
+    if num_steps < least:
+        raise errors.UserError(
+            f"config.train.warm_start_steps must be at least {least} "
+            f"{'with' if model.checkpoint else 'without'} config.model.checkpoint, got {num_steps}."
+        )
 
 
 def check_parts(key: str, rows: int, accumulate_steps: int) -> None:

@@ -20,6 +20,7 @@ from bellmax.experiments import (
     mesh,
     numbered,
     optimizers,
+    pretrained,
     runner,
 )
 from bellmax.experiments.data import pipeline, sources
@@ -77,6 +78,7 @@ class Run(NamedTuple, Generic[ConfigT]):
       held_out: one ordered pass over the held-out pairs.
       score_pairs: from `evaluation.make_pair_evaluation`.
       gold: the exact evaluation, or None where there is no gold reward.
+      start: parameters that the warm start begins with, on the host; None for fresh ones.
     """
 
     config: ConfigT
@@ -88,6 +90,7 @@ class Run(NamedTuple, Generic[ConfigT]):
     held_out: Sequence[Any]
     score_pairs: Any
     gold: gold.GoldEvaluator | None
+    start: Params | None = None
 
     @property
     def chunk_size(self) -> int | None:
@@ -128,8 +131,9 @@ def prepare(config: ConfigT, workdir: pathlib.Path) -> Run[ConfigT]:
     """
     _check_warm_start(config)
     devices = mesh.of_config(config.train)
-    data = sources.load(config.data, seed=config.seed, workdir=workdir)
-    network = language_config.make_network(config.model, data.tokenizer.vocab_size)
+    tokenizer = pretrained.make_tokenizer(config)
+    network, start = pretrained.load(config.model, tokenizer.vocab_size)
+    data = sources.load(config.data, tokenizer, seed=config.seed, workdir=workdir)
     model = language_config.make_model(network)
     bench = data.embedded
     evaluator = None
@@ -147,6 +151,7 @@ def prepare(config: ConfigT, workdir: pathlib.Path) -> Run[ConfigT]:
             model, mesh=devices, chunk_size=config.model.chunk_size or None
         ),
         gold=evaluator,
+        start=start,
     )
     with config_lib.user_errors("config.train"):
         return run._replace(held_out=pipeline.evaluation_batches(data.held_out, **run.batching))
@@ -171,7 +176,9 @@ def _warm_start_optimizer(config: LanguageRunConfig) -> optax.GradientTransforma
             "config.train.warm_start_learning_rate must be positive, got "
             f"{train.warm_start_learning_rate}."
         )
-    return make_stage_optimizer(config, train.warm_start_steps, train.warm_start_learning_rate)
+    # Of no steps it is never used, but its keys are looked at.
+    steps = max(1, train.warm_start_steps)
+    return make_stage_optimizer(config, steps, train.warm_start_learning_rate)
 
 
 def make_stage_optimizer(
@@ -212,6 +219,8 @@ def compiled_init(network: networks.TransformerConfig) -> Callable[[jax.Array], 
 def warm_start(run: Run) -> Params:
     """Trains the reference: maximum likelihood of the pairs' completions.
 
+    Of no steps at all, it is what the run starts from.
+
     Args:
       run: the run.
 
@@ -222,6 +231,9 @@ def warm_start(run: Run) -> Params:
       UserError: a key is wrong, or training has diverged.
     """
     config, train = run.config, run.config.train
+    start = None if run.start is None else mesh.place_state(run.mesh, run.start)
+    if start is not None and not train.warm_start_steps:
+        return start
     agent = supervised.make(
         run.model,
         _warm_start_optimizer(config),
@@ -250,7 +262,7 @@ def warm_start(run: Run) -> Params:
     state = runner.run_stage(
         name=_WARM_START,
         workdir=run.workdir,
-        state=agent.init(key),
+        state=agent.init(key, params=start),
         train_step=agent.update,
         batches=batches,
         schedule=run.schedule(train.warm_start_steps),

@@ -32,6 +32,7 @@ from bellmax.experiments import (
     errors,
     language_run,
     metrics,
+    pretrained,
     reason_config,
     reason_report,
     reason_stages,
@@ -65,7 +66,9 @@ def train(config: reason_config.ReasonConfig, workdir: pathlib.Path) -> list[dic
     policies = [reference]
     names, taus = config.loss.names, config.loss.taus
     for name, tau in zip(names, taus, strict=True):
-        policies.append(reason_stages.optimise(run, name, tau, reference, judge, rewards, meeting))
+        policy = reason_stages.optimise(run, name, tau, reference, judge, rewards, meeting)
+        pretrained.save(config.model, run.network, policy, workdir / "policies" / name)
+        policies.append(policy)
     wins = meeting.matrix(policies)
     rows = reason_report.final_rows(workdir, names, taus, wins)
     if jax.process_index() == 0:

@@ -84,7 +84,7 @@ def check(config: ReasonConfig) -> None:
       UserError: a count is below 1, a number out of range, a name unknown, or methods and taus do
         not pair up.
     """
-    language_config.check_stages(config.seed, config.train)
+    language_config.check_stages(config.seed, config.model, config.train)
     counts = (
         ("model", config.model, ("judge_rank",)),
         ("loss", config.loss, ("iteration_steps",)),

@@ -127,8 +127,7 @@ def check(config: TaskConfig) -> None:
       UserError: a count is out of range, or methods and their numbers do not pair up.
     """
     config_lib.check_at_least_one("data", config.data, ("difficulty", "num_held_out"))
-    config_lib.check_at_least_one("train", config.train, ("warm_start_steps",))
-    check_learning(config.seed, config.loss, config.train)
+    check_learning(config.seed, config.model, config.loss, config.train)
     if config.model.chunk_size:
         raise errors.UserError(
             f"config.model.chunk_size must be 0 in reason, got {config.model.chunk_size}: the "
@@ -136,11 +135,14 @@ def check(config: TaskConfig) -> None:
         )
 
 
-def check_learning(seed: int, loss: LossConfig, train: TrainConfig) -> None:
+def check_learning(
+    seed: int, model: language_config.ModelConfig, loss: LossConfig, train: TrainConfig
+) -> None:
     """Refuses what is wrong about methods and their steps, whatever they learn.
 
     Args:
       seed: of the run.
+      model: the model group.
       loss: the loss group.
       train: the train group.
 
@@ -149,6 +151,7 @@ def check_learning(seed: int, loss: LossConfig, train: TrainConfig) -> None:
     """
     if seed < 0:
         raise errors.UserError(f"config.seed must be at least 0, got {seed}.")
+    language_config.check_warm_start(model, train.warm_start_steps)
     config_lib.check_at_least_one("loss", loss, ("updates_per_batch", "minibatches", "k"))
     counts = (
         "warm_start_batch_size",

@@ -15,6 +15,7 @@ from bellmax.experiments import (
     language_run,
     mesh,
     numbered,
+    pretrained,
     runner,
     task_config,
     task_data,
@@ -111,7 +112,7 @@ def prepare(config: TaskConfig, workdir: pathlib.Path) -> TaskRun:
     """
     task_config.check(config)
     task = task_data.make_task(config.data)
-    network = language_config.make_network(config.model, task.vocab_size)
+    network, start = pretrained.load(config.model, task.vocab_size)
     check_methods(config, task)
     return TaskRun(
         config=config,
@@ -121,6 +122,7 @@ def prepare(config: TaskConfig, workdir: pathlib.Path) -> TaskRun:
         model=language_config.make_model(network),
         mesh=mesh.of_config(config.train),
         held_out=task_data.held_out(task, config.data, jax.random.key(config.seed)),
+        start=start,
         about=f"task: {config.data.task} of difficulty {config.data.difficulty}",
     )
 

@@ -25,6 +25,7 @@ from bellmax.experiments import (
     announcement,
     language_run,
     mesh,
+    pretrained,
     runner,
     task_data,
     task_evaluation,
@@ -84,6 +85,7 @@ def train_run(run: task_run.TaskRun) -> list[dict[str, Any]]:
     policies = {_WARM_START: reference}
     for place, name in enumerate(config.loss.names):
         policies[name] = optimise(run, place, reference, evaluation)
+        pretrained.save(config.model, run.network, policies[name], workdir / "policies" / name)
     rows = [{"method": name, **evaluation(params, reference)} for name, params in policies.items()]
     task_report.save(workdir, rows, config.loss.names)
     sampled = {name: evaluation.completions(params) for name, params in policies.items()}

@@ -9,19 +9,6 @@ SOURCE = "gsm8k"
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig(language_config.ModelConfig):
-    """The keys of `config.model`; see `language_config.ModelConfig`, and below.
-
-    Attributes:
-      checkpoint: folder of a Llama, Mistral or Qwen2 model in Hugging Face's layout, which the
-        policy starts from; its shape takes the place of the keys that say one (layers, heads,
-        widths, embeddings, softcap). Empty for a network of these keys from scratch.
-    """
-
-    checkpoint: str
-
-
-@dataclasses.dataclass(frozen=True)
 class DataConfig:
     """The keys of `config.data`.
 
@@ -63,7 +50,7 @@ class TextConfig:
     """A whole run."""
 
     seed: int
-    model: ModelConfig
+    model: language_config.ModelConfig
     optimizer: optimizers.OptimizerConfig
     data: DataConfig
     loss: task_config.LossConfig
@@ -97,22 +84,13 @@ def check(config: TextConfig) -> None:
         raise errors.UserError(
             f"config.data.num_held_out must be at least 2, got {data.num_held_out}."
         )
-    if train.warm_start_steps < 0:
-        raise errors.UserError(
-            f"config.train.warm_start_steps must be at least 0, got {train.warm_start_steps}."
-        )
-    if not train.warm_start_steps and not model.checkpoint:
-        raise errors.UserError(
-            "config.train.warm_start_steps must be at least 1 where config.model.checkpoint is "
-            "empty: a policy that knows nothing earns nothing."
-        )
     if model.chunk_size < 0:
         raise errors.UserError(
             f"config.model.chunk_size must be at least 0, got {model.chunk_size}."
         )
     if data.completions:
         _check_stored(config.loss)
-    task_config.check_learning(config.seed, config.loss, train)
+    task_config.check_learning(config.seed, model, config.loss, train)
 
 
 def _check_stored(loss: task_config.LossConfig) -> None:

@@ -16,8 +16,6 @@ from bellmax.experiments import errors, numbered, text_config
 from bellmax.experiments.data import gsm8k, tokenizers
 from bellmax.experiments.text_tasks import Solution, Stored
 
-_TOKENIZER_FILE = "tokenizer.json"
-
 
 class Table(NamedTuple):
     """What a stage learns from, as arrays on the host.
@@ -70,36 +68,6 @@ class _Encoded(NamedTuple):
     prompt: list[int]
     solution: list[int]
     number: str
-
-
-def make_tokenizer(config: text_config.TextConfig) -> tokenizers.Tokenizer:
-    """Returns the tokenizer of a run.
-
-    Args:
-      config: the run.
-
-    Returns:
-      That of `config.data.tokenizer`, or else the checkpoint's, or else bytes.
-
-    Raises:
-      UserError: there is no such tokenizer, or it has no such end token.
-    """
-    name, checkpoint = config.data.tokenizer, config.model.checkpoint
-    if not name:
-        name = str(pathlib.Path(checkpoint) / _TOKENIZER_FILE) if checkpoint else "byte"
-        if checkpoint and not pathlib.Path(name).is_file():
-            raise errors.UserError(
-                f"config.model.checkpoint {checkpoint!r} has no {_TOKENIZER_FILE}: give one with "
-                "--config.data.tokenizer=..."
-            )
-    if not config.data.end_token:
-        return tokenizers.make_tokenizer(name)
-    if name == "byte" or name.startswith("characters:"):
-        raise errors.UserError(
-            f"config.data.end_token must be empty for the tokenizer {name!r}, which has an end "
-            f"token of its own; got {config.data.end_token!r}."
-        )
-    return tokenizers.HuggingFaceTokenizer(name, config.data.end_token)
 
 
 def load(

@@ -7,26 +7,22 @@ question once an epoch; completions are sampled inside the step, which has them 
 or come from a file of another policy's (`text_completions`).
 """
 
-import json
 import pathlib
 from typing import Any
 
 import jax
-import safetensors
 
-from bellmax.agents import Params, networks
-from bellmax.experiments import config as config_lib
 from bellmax.experiments import (
     errors,
     language_config,
     mesh,
+    pretrained,
     task_run,
     task_training,
     text_completions,
     text_config,
     text_data,
 )
-from bellmax.experiments.data import tokenizers
 from bellmax.experiments.text_tasks import TextTask
 
 
@@ -61,8 +57,8 @@ def prepare(config: text_config.TextConfig, workdir: pathlib.Path) -> task_run.T
     """
     text_config.check(config)
     _check_host()
-    tokenizer = text_data.make_tokenizer(config)
-    network, start = _load_network(config.model, tokenizer)
+    tokenizer = pretrained.make_tokenizer(config)
+    network, start = pretrained.load(config.model, tokenizer.vocab_size)
     devices = mesh.of_config(config.train)
     data = text_data.load(config.data, tokenizer, workdir)
     task = TextTask(
@@ -100,28 +96,3 @@ def _check_host() -> None:
             "JAX_PLATFORMS must name cpu too, such as cuda,cpu: completions are checked on the "
             f"host ({error})."
         ) from None
-
-
-def _load_network(
-    keys: text_config.ModelConfig, tokenizer: tokenizers.Tokenizer
-) -> tuple[networks.TransformerConfig, Params | None]:
-    """Returns the network's shape, and the checkpoint's parameters where there is one."""
-    if not keys.checkpoint:
-        return language_config.make_network(keys, tokenizer.vocab_size), None
-    place = f"config.model.checkpoint {keys.checkpoint!r}"
-    try:
-        with config_lib.user_errors(place):
-            network, params = networks.load_pretrained(
-                keys.checkpoint,
-                compute_dtype=keys.compute_dtype,
-                remat=keys.remat,
-                scan_layers=keys.scan_layers,
-            )
-    except (OSError, KeyError, json.JSONDecodeError, safetensors.SafetensorError) as error:
-        raise errors.UserError(f"{place} cannot be read: {error}") from None
-    if tokenizer.vocab_size > network.vocab_size:
-        raise errors.UserError(
-            f"{place} has a vocabulary of {network.vocab_size} tokens, and the tokenizer of "
-            f"config.data.tokenizer one of {tokenizer.vocab_size}: they do not belong together."
-        )
-    return network, params

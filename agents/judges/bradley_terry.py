@@ -104,6 +104,7 @@ def make(
     init_network: Callable[[PRNGKeyArray], Params],
     embed_dim: int,
     loss_fn: RewardLoss = losses.bradley_terry_loss,
+    accumulate_steps: int = 1,
     axis_name: str | None = None,
 ) -> Agent:
     """Binds the static parts of a reward model that is fitted to a `PreferenceBatch`.
@@ -115,6 +116,8 @@ def make(
       embed_dim: width D of the network's hidden states.
       loss_fn: `(chosen_rewards[B], rejected_rewards[B]) -> [B]`; bind a margin, smoothed labels or
         centering there.
+      accumulate_steps: parts of a batch that are learnt from one after another, see
+        `updates.gradient_step`.
       axis_name: the `pmap` or `shard_map` axis over which batches are spread, or None.
 
     Returns:
@@ -138,7 +141,11 @@ def make(
         init=functools.partial(fitting.init, init_params=fresh, optimizer=optimizer),
         act=None,
         update=functools.partial(
-            fitting.update, pair_fit=pair_fit, optimizer=optimizer, axis_name=axis_name
+            fitting.update,
+            pair_fit=pair_fit,
+            optimizer=optimizer,
+            accumulate_steps=accumulate_steps,
+            axis_name=axis_name,
         ),
     )
 

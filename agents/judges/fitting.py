@@ -141,6 +141,7 @@ def update(
     *,
     pair_fit: PairFit,
     optimizer: optax.GradientTransformation,
+    accumulate_steps: int = 1,
     axis_name: str | None = None,
 ) -> tuple[State, Metrics]:
     """Takes one step on the weighted mean of a judge's loss of labelled pairs.
@@ -152,6 +153,8 @@ def update(
       key: not needed, and there for the signature that all agents share.
       pair_fit: losses and margins of the pairs, [B] each.
       optimizer: any optax transformation.
+      accumulate_steps: parts of a batch that are learnt from one after another, see
+        `updates.gradient_step`.
       axis_name: the device axis over which the batch is spread, or None.
 
     Returns:
@@ -159,13 +162,15 @@ def update(
       (log odds of the label under the judge) and `rewards/accuracy` (1/2 on a tie).
     """
     del key
-    weight = updates.row_weights(batch.weight, batch.chosen_tokens.shape[0])
-    # An empty completion reads nothing of its row, neither NaN nor an id outside the vocabulary.
-    chosen_mask, rejected_mask = (
-        jnp.where(weight[:, None] > 0, mask, 0) for mask in (batch.chosen_mask, batch.rejected_mask)
-    )
 
-    def objective(params):
+    def objective(params, batch):
+        weight = updates.row_weights(batch.weight, batch.chosen_tokens.shape[0])
+        # An empty completion reads nothing of its row, neither NaN nor an id outside the
+        # vocabulary.
+        chosen_mask, rejected_mask = (
+            jnp.where(weight[:, None] > 0, mask, 0)
+            for mask in (batch.chosen_mask, batch.rejected_mask)
+        )
         loss, margin = pair_fit(
             params, batch.chosen_tokens, chosen_mask, batch.rejected_tokens, rejected_mask
         )
@@ -176,7 +181,13 @@ def update(
         return updates.weighted_sums(loss, weight, watched)
 
     params, opt_state, metrics = updates.gradient_step(
-        objective, state.params, state.opt_state, optimizer=optimizer, axis_name=axis_name
+        objective,
+        state.params,
+        state.opt_state,
+        batch=batch,
+        optimizer=optimizer,
+        axis_name=axis_name,
+        accumulate_steps=accumulate_steps,
     )
     return State(params, opt_state, state.step + 1), metrics
 

@@ -138,6 +138,7 @@ def make(
     init_network: Callable[[PRNGKeyArray], Params],
     embed_dim: int,
     rank: int,
+    accumulate_steps: int = 1,
     axis_name: str | None = None,
 ) -> Agent:
     """Binds the static parts of a preference model that is fitted to a `PreferenceBatch`.
@@ -150,6 +151,8 @@ def make(
       init_network: makes the network's parameters from a key, or returns pretrained ones.
       embed_dim: width D of the network's hidden states.
       rank: R, how many numbers of a completion the head compares; below 2 it holds no cycle.
+      accumulate_steps: parts of a batch that are learnt from one after another, see
+        `updates.gradient_step`.
       axis_name: the `pmap` or `shard_map` axis over which batches are spread, or None.
 
     Returns:
@@ -172,6 +175,10 @@ def make(
         init=functools.partial(fitting.init, init_params=fresh, optimizer=optimizer),
         act=None,
         update=functools.partial(
-            fitting.update, pair_fit=pair_fit, optimizer=optimizer, axis_name=axis_name
+            fitting.update,
+            pair_fit=pair_fit,
+            optimizer=optimizer,
+            accumulate_steps=accumulate_steps,
+            axis_name=axis_name,
         ),
     )

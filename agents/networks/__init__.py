@@ -1,7 +1,7 @@
 """Networks as functions of a configuration and a plain tree of parameters."""
 
 from bellmax.agents.networks import flow, mlp, value
-from bellmax.agents.networks.checkpoints import load_pretrained, save_pretrained
+from bellmax.agents.networks.checkpoints import load_config, load_pretrained, save_pretrained
 from bellmax.agents.networks.transformer import (
     Cache,
     TransformerConfig,
@@ -25,6 +25,7 @@ __all__ = [
     "hidden_states",
     "init",
     "init_cache",
+    "load_config",
     "load_pretrained",
     "mlp",
     "num_parameters",

@@ -43,6 +43,36 @@ _BIASES = tuple(
 )
 
 
+def load_config(
+    directory: str | os.PathLike[str],
+    *,
+    compute_dtype: str = "float32",
+    remat: bool = False,
+    scan_layers: bool = False,
+) -> TransformerConfig:
+    """Reads the shape of a Llama, Mistral or Qwen2 model, and none of its weights.
+
+    Args:
+      directory: holds `config.json`.
+      compute_dtype: see `TransformerConfig`; what the file was saved in does not matter.
+      remat: see `TransformerConfig`.
+      scan_layers: see `TransformerConfig`.
+
+    Returns:
+      The network's shape.
+
+    Raises:
+      FileNotFoundError: the directory has no `config.json`.
+      ValueError: the model has what this library's transformer has not; the message names the file.
+    """
+    return TransformerConfig(
+        **_shape(pathlib.Path(directory) / _CONFIG),
+        compute_dtype=compute_dtype,
+        remat=remat,
+        scan_layers=scan_layers,
+    )
+
+
 def load_pretrained(
     directory: str | os.PathLike[str],
     *,
@@ -70,15 +100,11 @@ def load_pretrained(
       config, params = networks.load_pretrained("Qwen2.5-0.5B")
       logits = networks.apply(config, params, tokens)
     """
-    folder = pathlib.Path(directory)
-    config = TransformerConfig(
-        **_shape(folder / _CONFIG),
-        compute_dtype=compute_dtype,
-        remat=remat,
-        scan_layers=scan_layers,
+    config = load_config(
+        directory, compute_dtype=compute_dtype, remat=remat, scan_layers=scan_layers
     )
     params: dict[str, Any] = {}
-    with _Tensors(folder) as tensors:
+    with _Tensors(pathlib.Path(directory)) as tensors:
         for path, name, turned, shape in _names(config):
             tensor = tensors.read(name, shape[::-1] if turned else shape)
             _put(params, path, np.ascontiguousarray(tensor.T) if turned else tensor)

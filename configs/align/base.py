@@ -9,6 +9,7 @@ def get_config() -> ml_collections.ConfigDict:
         {
             "seed": 0,
             "model": {
+                "checkpoint": "",  # A folder in Hugging Face's layout; empty: a network as below.
                 "num_layers": 2,
                 "num_heads": 4,
                 "num_kv_heads": 2,  # Fewer than num_heads: grouped queries.
@@ -40,7 +41,8 @@ def get_config() -> ml_collections.ConfigDict:
                 "path": "",  # A .jsonl[.gz] file, or for hh the folder of {train,test}.jsonl.gz.
                 "allow_empty_completions": False,  # True leaves such pairs out, and counts them.
                 "cache_dir": "",  # Where TFDS prepares files; empty: inside the workdir.
-                "tokenizer": "characters:abcde",  # byte, characters:LETTERS, or a tokenizer.json.
+                "tokenizer": "characters:abcde",  # byte, characters:LETTERS, a tokenizer.json.
+                "end_token": "",  # Of a tokenizer.json; empty: the first well-known one.
                 "max_length": 16,  # Tokens of prompt and completion together.
                 "bucket_lengths": (16,),  # Rows are padded to one of these.
                 "held_out_fraction": 0.1,  # Of prompts (jsonl); hh has its own test split.
@@ -56,7 +58,7 @@ def get_config() -> ml_collections.ConfigDict:
                 "sft_weight": 0.005,  # rpo only: eta, which multiplies eta * beta.
             },
             "train": {
-                "warm_start_steps": 400,
+                "warm_start_steps": 400,  # 0: the checkpoint as it is.
                 "warm_start_learning_rate": 3e-3,
                 "warm_start_on": "both",  # Imitate the chosen completions, or both of a pair.
                 "num_steps": 500,  # Of each loss.

@@ -36,9 +36,6 @@ def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
       variant: a method of `task_methods.METHODS` that learns from rewards; None for rloo.
     """
     config = tasks.of_methods((variant or "rloo",)).to_dict()
-    config["model"] |= {
-        "checkpoint": "",  # A folder in Hugging Face's layout; empty: a network of these keys.
-    }
     config["data"] = {
         "source": "gsm8k",
         "path": "",  # A .jsonl[.gz] file in GSM8K's layout, to learn from.

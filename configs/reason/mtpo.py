@@ -81,6 +81,7 @@ def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
             "train": {
                 "num_steps": 400,  # Of each method.
                 "batch_size": 512,  # Conversations, over all devices; an even number.
+                "accumulate_steps": 1,  # Parts of a batch, one after another, to save memory.
                 "log_every": 20,
                 "evaluate_every": 50,
                 "checkpoint_every": 100,

@@ -21,7 +21,10 @@ class DataConfig:
       allow_empty_completions: leave out pairs with an empty completion, and count them, instead of
         refusing the file.
       cache_dir: where TFDS prepares files; empty for a folder inside the workdir.
-      tokenizer: byte, characters:LETTERS or the path of a tokenizer.json.
+      tokenizer: byte, characters:LETTERS or the path of a tokenizer.json; empty for the
+        checkpoint's, or for byte without a checkpoint.
+      end_token: of a tokenizer.json, the token that ends a completion; empty for the first that it
+        has of `tokenizers.END_TOKENS`.
       max_length: most tokens of prompt and completion together.
       bucket_lengths: lengths to which rows are padded.
       held_out_fraction: share of prompts that are held out (jsonl).
@@ -36,6 +39,7 @@ class DataConfig:
     allow_empty_completions: bool
     cache_dir: str
     tokenizer: str
+    end_token: str
     max_length: int
     bucket_lengths: tuple[int, ...]
     held_out_fraction: float
@@ -93,11 +97,14 @@ BENCHES = ("gold_bench", "cyclic_bench")
 FILE_SOURCES = {"jsonl": _read_jsonl, "hh": _read_hh}
 
 
-def load(config: DataConfig, *, seed: int, workdir: pathlib.Path) -> PreferenceData:
+def load(
+    config: DataConfig, tokenizer: tokenizers.Tokenizer, *, seed: int, workdir: pathlib.Path
+) -> PreferenceData:
     """Reads, splits and encodes the pairs that a config asks for.
 
     Args:
       config: the data group.
+      tokenizer: what encodes them.
       seed: decides embedded data and the held-out split.
       workdir: folder of the run.
 
@@ -108,7 +115,6 @@ def load(config: DataConfig, *, seed: int, workdir: pathlib.Path) -> PreferenceD
       UserError: the source is unknown, a path is missing, a row is malformed, or a size does not
         fit.
     """
-    tokenizer = tokenizers.make_tokenizer(config.tokenizer)
     bench = None
     # The library names its argument, which is the key of the config.
     with config_lib.user_errors("config.data"):

@@ -4,7 +4,8 @@ Its arguments are a folder, which it does not need, and agents, all of them wher
 devices are those of one process, or of several that the environment joins.
 Every `device_layouts_AGENT.py` beside this file has a `make_case`, which returns a step
 `(state, batch, key) -> (state, metrics)` for one device, the same step that sums over an axis of
-devices, the state to start from, the batch, and how far apart results may be.
+devices and learns in parts, the state to start from, the batch, and how far apart results may be.
+Without an axis, both are steps of one device (`test_accumulation.py`).
 """
 
 import functools

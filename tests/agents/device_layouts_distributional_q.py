@@ -16,11 +16,11 @@ from bellmax import agents, losses
 from bellmax.agents import distributional_q, followers, return_laws
 from bellmax.agents.networks import value
 
-STATES, ACTIONS, ATOMS, SIZE, LENGTH = 5, 3, 7, 16, 3
+STATES, ACTIONS, ATOMS, SIZE, LENGTH = 5, 3, 7, 32, 3
 NETWORK = value.ValueNetworkConfig((STATES,), ACTIONS, ATOMS, hidden_sizes=(), noisy=True)
 
 
-def make_agent(axis_name):
+def make_agent(axis_name, accumulate_steps=1):
     return distributional_q.make(
         functools.partial(value.apply, NETWORK),
         optax.chain(optax.clip_by_global_norm(0.01), optax.adam(0.1)),
@@ -32,6 +32,7 @@ def make_agent(axis_name):
         mixing=0.6,
         discount=0.9,
         double=True,
+        accumulate_steps=accumulate_steps,
         axis_name=axis_name,
     )
 
@@ -39,7 +40,7 @@ def make_agent(axis_name):
 def make_batch():
     rng = np.random.default_rng(0)
     weight = rng.integers(0, 3, SIZE).astype(np.float32)
-    weight[4:6] = 0
+    weight[4:8] = 0
     observations = np.eye(STATES)[rng.integers(0, STATES, (SIZE, LENGTH + 1))]
     observations[weight == 0] = np.nan
     return agents.SequenceBatch(
@@ -54,7 +55,7 @@ def make_batch():
     )
 
 
-def make_case(axis_name):
-    one, spread = make_agent(None), make_agent(axis_name)
+def make_case(axis_name, accumulate_steps=2):
+    one, spread = make_agent(None), make_agent(axis_name, accumulate_steps)
     start = one.init(jax.random.key(0))
     return one.update, spread.update, start, make_batch(), 2e-6

@@ -34,7 +34,7 @@ def backward(params, observations):
     return task_sphere.on_sphere(mlp.apply(BACKWARD, params, observations))
 
 
-def make_agent(axis_name):
+def make_agent(axis_name, accumulate_steps=1):
     return forward_backward.make(
         forward,
         backward,
@@ -47,6 +47,7 @@ def make_agent(axis_name):
         ),
         discount=0.9,
         target_decay=0.5,
+        accumulate_steps=accumulate_steps,
         axis_name=axis_name,
     )
 
@@ -66,6 +67,6 @@ def make_batch():
     )
 
 
-def make_case(axis_name):
-    one, spread = make_agent(None), make_agent(axis_name)
+def make_case(axis_name, accumulate_steps=2):
+    one, spread = make_agent(None), make_agent(axis_name, accumulate_steps)
     return one.update, spread.update, one.init(jax.random.key(0)), make_batch(), 2e-6

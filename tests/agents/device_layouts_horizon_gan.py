@@ -24,7 +24,7 @@ def discriminator(params, points, condition):
     return mlp.apply(DISCRIMINATOR, params, inputs)[..., 0]
 
 
-def make_agent(axis_name):
+def make_agent(axis_name, accumulate_steps=1):
     return horizon_gan.make(
         generator,
         discriminator,
@@ -38,10 +38,11 @@ def make_agent(axis_name):
         penalty_weight=optax.constant_schedule(0.05),
         target_rule=followers.average(0.5),
         policy_fn=lambda observations, tasks: observations[:, :1],
+        accumulate_steps=accumulate_steps,
         axis_name=axis_name,
     )
 
 
-def make_case(axis_name):
-    one, spread = make_agent(None), make_agent(axis_name)
+def make_case(axis_name, accumulate_steps=2):
+    one, spread = make_agent(None), make_agent(axis_name, accumulate_steps)
     return one.update, spread.update, one.init(jax.random.key(0)), CASE["make_batch"](), 5e-6

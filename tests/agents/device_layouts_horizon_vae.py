@@ -22,7 +22,7 @@ def moments(config, name, params, values, condition):
     return outputs[..., :2], 0.3 * outputs[..., 2:]
 
 
-def make_agent(axis_name):
+def make_agent(axis_name, accumulate_steps=1):
     return horizon_vae.make(
         functools.partial(moments, ENCODER, "encoder"),
         functools.partial(moments, DECODER, "decoder"),
@@ -35,10 +35,11 @@ def make_agent(axis_name):
         },
         target_rule=followers.average(0.5),
         policy_fn=lambda observations, tasks: observations[:, :1],
+        accumulate_steps=accumulate_steps,
         axis_name=axis_name,
     )
 
 
-def make_case(axis_name):
-    one, spread = make_agent(None), make_agent(axis_name)
+def make_case(axis_name, accumulate_steps=2):
+    one, spread = make_agent(None), make_agent(axis_name, accumulate_steps)
     return one.update, spread.update, one.init(jax.random.key(0)), CASE["make_batch"](), 5e-6

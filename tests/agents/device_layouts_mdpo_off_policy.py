@@ -22,7 +22,7 @@ def actor(params, observations):
     return action_laws.Gaussian(outputs[..., : TD3["ACTION"]], outputs[..., TD3["ACTION"] :] - 1)
 
 
-def make_agent(axis_name):
+def make_agent(axis_name, accumulate_steps=1):
     return mdpo_off_policy.make(
         actor,
         TD3["critic"],
@@ -33,10 +33,11 @@ def make_agent(axis_name):
         ),
         num_inner_steps=2,
         output_penalty=1e-3,
+        accumulate_steps=accumulate_steps,
         axis_name=axis_name,
     )
 
 
-def make_case(axis_name):
-    one, spread = make_agent(None), make_agent(axis_name)
+def make_case(axis_name, accumulate_steps=2):
+    one, spread = make_agent(None), make_agent(axis_name, accumulate_steps)
     return one.update, spread.update, one.init(jax.random.key(0)), TD3["make_batch"](), 2e-6

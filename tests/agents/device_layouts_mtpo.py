@@ -21,7 +21,7 @@ MODEL = LanguageModel(
 )
 
 
-def make_agent(axis_name):
+def make_agent(axis_name, accumulate_steps=1):
     return mtpo.make(
         MODEL,
         optax.chain(optax.clip_by_global_norm(0.1), optimizers.adan(0.1)),
@@ -29,6 +29,7 @@ def make_agent(axis_name):
         alpha=0.1,
         normalise_advantages=True,
         legal_tokens=[True, True, True, False, False],
+        accumulate_steps=accumulate_steps,
         axis_name=axis_name,
     )
 
@@ -57,7 +58,7 @@ def make_batch():
     return conversations.ConversationBatch(*map(jnp.asarray, rows))
 
 
-def make_case(axis_name):
-    one, spread = make_agent(None), make_agent(axis_name)
+def make_case(axis_name, accumulate_steps=2):
+    one, spread = make_agent(None), make_agent(axis_name, accumulate_steps)
     start = one.init(jax.random.key(0), reference_params={"logits": jnp.zeros((VOCAB, VOCAB))})
     return one.update, spread.update, start, make_batch(), 2e-5

@@ -16,11 +16,11 @@ from bellmax.agents import duels, language, nash, networks, opponents, optimizer
 
 CONFIG = networks.TransformerConfig(5, 1, 2, 1, 4, 8, 12)
 MODEL = language.LanguageModel(apply=functools.partial(networks.apply, CONFIG))
-SIZE, PROMPT = 16, 3
+SIZE, PROMPT = 32, 3
 LAWS = opponents.policy(MODEL), opponents.mixture(MODEL, 0.3)
 
 
-def make_step(axis_name):
+def make_step(axis_name, accumulate_steps=1):
     agent = nash.make(
         MODEL,
         optax.chain(optax.clip_by_global_norm(0.1), optimizers.adan(0.05)),
@@ -28,6 +28,7 @@ def make_step(axis_name):
         init_params=functools.partial(networks.init, CONFIG),
         max_new_tokens=3,
         stop_tokens=(4,),
+        accumulate_steps=accumulate_steps,
         axis_name=axis_name,
     )
 
@@ -55,7 +56,7 @@ def make_step(axis_name):
 def make_prompts():
     rng = np.random.default_rng(0)
     weight = rng.integers(0, 3, SIZE).astype(np.float32)
-    weight[4:6] = 0
+    weight[4:8] = 0
     mask = np.arange(PROMPT) < rng.integers(1, PROMPT + 1, SIZE)[:, None]
     return agents.PromptBatch(
         jnp.asarray(rng.integers(0, 4, (SIZE, PROMPT)), jnp.int32),
@@ -65,6 +66,6 @@ def make_prompts():
     )
 
 
-def make_case(axis_name):
-    (agent, one), (_, spread) = make_step(None), make_step(axis_name)
+def make_case(axis_name, accumulate_steps=2):
+    (agent, one), (_, spread) = make_step(None), make_step(axis_name, accumulate_steps)
     return one, spread, agent.init(jax.random.key(0)), make_prompts(), 2e-6

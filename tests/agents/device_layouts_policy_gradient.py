@@ -59,7 +59,6 @@ def make_batch():
     )
 
 
-def make_case(axis_name):
-    # Two rows a device, learnt from one after the other.
-    one, spread = make_agent(None), make_agent(axis_name, accumulate_steps=2)
+def make_case(axis_name, accumulate_steps=2):
+    one, spread = make_agent(None), make_agent(axis_name, accumulate_steps)
     return one.update, spread.update, one.init(jax.random.key(0)), make_batch(), 3e-5

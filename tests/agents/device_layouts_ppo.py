@@ -24,7 +24,7 @@ def apply(params, observations):
     return law, outputs[..., -1]
 
 
-def make_agent(axis_name):
+def make_agent(axis_name, accumulate_steps=1):
     return ppo.make(
         apply,
         optax.chain(optax.clip_by_global_norm(0.1), optax.adam(0.01)),
@@ -32,6 +32,7 @@ def make_agent(axis_name):
         init_params=functools.partial(mlp.init, NETWORK),
         value_clip=0.5,
         entropy_coefficient=0.01,
+        accumulate_steps=accumulate_steps,
         axis_name=axis_name,
     )
 
@@ -57,6 +58,6 @@ def make_batch():
     )
 
 
-def make_case(axis_name):
-    one, spread = make_agent(None), make_agent(axis_name)
+def make_case(axis_name, accumulate_steps=2):
+    one, spread = make_agent(None), make_agent(axis_name, accumulate_steps)
     return one.update, spread.update, one.init(jax.random.key(0)), make_batch(), 5e-6

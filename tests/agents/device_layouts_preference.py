@@ -45,8 +45,7 @@ def make_batch():
     )
 
 
-def make_case(axis_name):
-    # Two rows of a device or more, learnt from in two parts.
-    one, spread = make_agent(None), make_agent(axis_name, accumulate_steps=2)
+def make_case(axis_name, accumulate_steps=2):
+    one, spread = make_agent(None), make_agent(axis_name, accumulate_steps)
     start = one.init(jax.random.key(0), reference_params={"logits": jnp.zeros((VOCAB, VOCAB))})
     return one.update, spread.update, start, make_batch(), 2e-6

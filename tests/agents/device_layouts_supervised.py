@@ -35,7 +35,6 @@ def make_batch():
     return SupervisedBatch(*map(jnp.asarray, (tokens, mask)), weight=jnp.asarray(weight))
 
 
-def make_case(axis_name):
-    # Two rows of a device or more, learnt from in two parts.
-    one, spread = make_agent(None), make_agent(axis_name, accumulate_steps=2)
+def make_case(axis_name, accumulate_steps=2):
+    one, spread = make_agent(None), make_agent(axis_name, accumulate_steps)
     return one.update, spread.update, one.init(jax.random.key(0)), make_batch(), 2e-6

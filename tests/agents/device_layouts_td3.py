@@ -25,7 +25,7 @@ def critic(params, observations, actions):
     return mlp.apply_ensemble(CRITIC, params, both)[..., 0]
 
 
-def make_agent(axis_name):
+def make_agent(axis_name, accumulate_steps=1):
     return td3.make(
         functools.partial(mlp.apply, ACTOR),
         critic,
@@ -36,6 +36,7 @@ def make_agent(axis_name):
         discount=0.9,
         target_decay=0.5,
         policy_delay=2,
+        accumulate_steps=accumulate_steps,
         axis_name=axis_name,
     )
 
@@ -56,6 +57,6 @@ def make_batch():
     )
 
 
-def make_case(axis_name):
-    one, spread = make_agent(None), make_agent(axis_name)
+def make_case(axis_name, accumulate_steps=2):
+    one, spread = make_agent(None), make_agent(axis_name, accumulate_steps)
     return one.update, spread.update, one.init(jax.random.key(0)), make_batch(), 2e-6

@@ -15,13 +15,13 @@ from bellmax import agents
 from bellmax.agents import followers, horizon_objectives, td_flow
 from bellmax.agents.networks import flow
 
-SIZE = 16
+SIZE = 32
 NETWORK = flow.FlowNetworkConfig(
     2, condition_size=3, hidden_sizes=(6,), u_shaped=False, time_features=4
 )
 
 
-def make_agent(axis_name):
+def make_agent(axis_name, accumulate_steps=1):
     return td_flow.make(
         functools.partial(flow.apply, NETWORK),
         optax.chain(optax.clip_by_global_norm(0.5), optax.adam(0.1, eps=1e-3)),
@@ -30,6 +30,7 @@ def make_agent(axis_name):
         init_params=functools.partial(flow.init, NETWORK),
         target_rule=followers.average(0.5),
         policy_fn=lambda observations, tasks: observations[:, :1],
+        accumulate_steps=accumulate_steps,
         axis_name=axis_name,
     )
 
@@ -37,7 +38,7 @@ def make_agent(axis_name):
 def make_batch():
     rng = np.random.default_rng(0)
     weight = rng.integers(0, 3, SIZE).astype(np.float32)
-    weight[4:6] = 0
+    weight[4:8] = 0
     observations, actions, following = (rng.normal(size=(SIZE, size)) for size in (2, 1, 2))
     observations[weight == 0] = np.nan
     return agents.TransitionBatch(
@@ -48,6 +49,6 @@ def make_batch():
     )
 
 
-def make_case(axis_name):
-    one, spread = make_agent(None), make_agent(axis_name)
+def make_case(axis_name, accumulate_steps=2):
+    one, spread = make_agent(None), make_agent(axis_name, accumulate_steps)
     return one.update, spread.update, one.init(jax.random.key(0)), make_batch(), 5e-6

@@ -1,5 +1,6 @@
 """Tiny runs of `align` and `reason`, and ways to run a command line here or in a process."""
 
+import functools
 import itertools
 import json
 import os
@@ -15,8 +16,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import tokenizers
 from absl import flags
 
+from bellmax.agents import networks
 from bellmax.configs.align import base
 from bellmax.configs.reason import base as reason_base
 from bellmax.experiments import align_config, metrics, reason_config
@@ -221,3 +224,34 @@ def stop_at_call(monkeypatch):
         monkeypatch.setattr(owner, name, call)
 
     return arrange
+
+
+@pytest.fixture(scope="session")
+def save_checkpoint():
+    """Writes a small model in Hugging Face's layout into a folder; returns its parameters."""
+
+    def save(folder, *, vocab_size=300, names=("<|endoftext|>", "<|im_end|>")):
+        """Random weights of more tokens, or fewer, than the bytes that its tokenizer has."""
+        config = networks.TransformerConfig(
+            vocab_size=vocab_size,
+            num_layers=2,
+            num_heads=2,
+            num_kv_heads=1,
+            head_dim=4,
+            embed_dim=8,
+            mlp_dim=8,
+            attention_bias=True,
+        )
+        params = jax.jit(functools.partial(networks.init, config))(jax.random.key(3))
+        networks.save_pretrained(folder, config, params)
+        letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+        tokenizer = tokenizers.Tokenizer(
+            tokenizers.models.BPE({letter: i for i, letter in enumerate(letters)}, [])
+        )
+        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = tokenizers.decoders.ByteLevel()
+        tokenizer.add_special_tokens(list(names))
+        tokenizer.save(str(folder / "tokenizer.json"))
+        return params
+
+    return save

@@ -11,6 +11,7 @@ from jax.sharding import AxisType, Mesh
 from bellmax.experiments import (
     language_run,
     mesh,
+    pretrained,
     step_program,
     task_methods,
     task_steps,
@@ -26,7 +27,7 @@ SIZE = 1024
 def check(devices, workdir, count):
     """Answers of written and of random completions, where rows can be spread and where not."""
     config = CASES["make_config"](workdir)
-    tokenizer = text_data.make_tokenizer(config)
+    tokenizer = pretrained.make_tokenizer(config)
     data = text_data.load(config.data, tokenizer, workdir)
     task = text_tasks.TextTask(tokenizer, data.numbers, SIZE, devices)
     tokens = np.random.default_rng(0).integers(32, 58, (count, 8, SIZE), np.int32)

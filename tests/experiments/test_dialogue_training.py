@@ -143,6 +143,7 @@ def test_solutions_are_optima():
         ({"loss": {"trace_decay": 2.0}}, "trace_decay"),
         ({"data": {"num_types": 1}}, "num_types"),
         ({"train": {"batch_size": 7}}, "config.train.batch_size"),
+        ({"train": {"accumulate_steps": 3}}, "config.train.accumulate_steps must divide"),
         ({"train": {"log_every": 0}}, "config.train.log_every"),
     ],
 )

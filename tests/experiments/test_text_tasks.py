@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bellmax.experiments import errors, mesh, text_data, text_tasks
+from bellmax.experiments import errors, mesh, pretrained, text_data, text_tasks
 from bellmax.experiments.data import gsm8k, tokenizers
 
 text_cases = types.SimpleNamespace(
@@ -30,7 +30,7 @@ def published(name):
 
 def loaded(folder, **data):
     config = text_cases.make_config(folder, data=data)
-    tokenizer = text_data.make_tokenizer(config)
+    tokenizer = pretrained.make_tokenizer(config)
     return tokenizer, text_data.load(config.data, tokenizer, folder)
 
 
@@ -142,8 +142,8 @@ def test_completions_are_judged_by_their_numbers(tmp_path):
 
 def test_an_empty_end_token_is_the_tokenizers(tmp_path):
     with pytest.raises(errors.UserError, match="end_token must be empty for the tokenizer 'byte'"):
-        text_data.make_tokenizer(text_cases.make_config(tmp_path, data={"end_token": "</s>"}))
-    found = text_data.make_tokenizer(text_cases.make_config(tmp_path))
+        pretrained.make_tokenizer(text_cases.make_config(tmp_path, data={"end_token": "</s>"}))
+    found = pretrained.make_tokenizer(text_cases.make_config(tmp_path))
     assert isinstance(found, tokenizers.ByteTokenizer)
 
 

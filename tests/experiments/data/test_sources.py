@@ -7,12 +7,17 @@ import pytest
 from bellmax.configs.align import base
 from bellmax.experiments import config as config_lib
 from bellmax.experiments import errors
-from bellmax.experiments.data import sources
+from bellmax.experiments.data import sources, tokenizers
 
 
 def data_config(**changes):
     keys = {**base.get_config().to_dict()["data"], "num_pairs": 32, "num_held_out_pairs": 16}
     return config_lib.to_dataclass(sources.DataConfig, {**keys, **changes})
+
+
+def load(config, workdir):
+    tokenizer = tokenizers.make_tokenizer(config.tokenizer)
+    return sources.load(config, tokenizer, seed=0, workdir=workdir)
 
 
 def write(path, rows):
@@ -28,19 +33,19 @@ def pairs(count):
 
 
 def test_gold_bench_needs_no_file(tmp_path):
-    data = sources.load(data_config(num_evaluation_prompts=3), seed=0, workdir=tmp_path)
+    data = load(data_config(num_evaluation_prompts=3), tmp_path)
     assert (len(data.train), len(data.held_out)) == (32, 16)
     assert data.embedded is not None
     assert data.tokenizer.vocab_size == data.embedded.bench.num_letters + 1
     with pytest.raises(errors.UserError, match=r"config\.data\.tokenizer"):
-        sources.load(data_config(tokenizer="byte"), seed=0, workdir=tmp_path)
+        load(data_config(tokenizer="byte"), tmp_path)
 
 
 def test_jsonl_is_split_by_prompt(tmp_path):
     path = tmp_path / "pairs.jsonl"
     write(path, pairs(50))
     config = data_config(source="jsonl", path=str(path), held_out_fraction=0.3)
-    data = sources.load(config, seed=0, workdir=tmp_path)
+    data = load(config, tmp_path)
     assert data.embedded is None
     assert len(data.train) + len(data.held_out) == 50
 
@@ -51,7 +56,7 @@ def test_jsonl_is_split_by_prompt(tmp_path):
     # Prepared once, inside the workdir, or where the config says.
     assert (tmp_path / "data").is_dir()
     elsewhere = dataclasses.replace(config, cache_dir=str(tmp_path / "cache"))
-    sources.load(elsewhere, seed=0, workdir=tmp_path / "other")
+    load(elsewhere, tmp_path / "other")
     assert (tmp_path / "cache").is_dir()
     assert not (tmp_path / "other").exists()
 
@@ -70,7 +75,7 @@ def test_hh_has_its_own_splits(tmp_path):
     config = data_config(
         source="hh", path=str(tmp_path), tokenizer="byte", max_length=64, bucket_lengths=(64,)
     )
-    data = sources.load(config, seed=0, workdir=tmp_path)
+    data = load(config, tmp_path)
     assert (len(data.train), len(data.held_out)) == (6, 3)
     assert data.tokenizer.decode(data.train.prompt_tokens(0)).endswith("Assistant:")
     line = sources.describe("train", data.train, (64,))
@@ -79,7 +84,7 @@ def test_hh_has_its_own_splits(tmp_path):
 
     (tmp_path / "test.jsonl.gz").unlink()
     with pytest.raises(errors.UserError, match=r"no test\.jsonl\.gz"):
-        sources.load(config, seed=0, workdir=tmp_path / "other")
+        load(config, tmp_path / "other")
 
 
 @pytest.mark.parametrize(
@@ -97,11 +102,11 @@ def test_wrong_keys_are_named(tmp_path, changes, words):
     write(path, pairs(20))
     keys = {"source": "jsonl", "path": "" if changes.get("source") == "hh" else str(path)}
     with pytest.raises(errors.UserError, match=words):
-        sources.load(data_config(**{**keys, **changes}), seed=0, workdir=tmp_path)
+        load(data_config(**{**keys, **changes}), tmp_path)
 
 
 def test_no_pair_left(tmp_path):
     path = tmp_path / "pairs.jsonl"
     write(path, [{**row, "rejected": row["chosen"]} for row in pairs(20)])
     with pytest.raises(errors.UserError, match=r"no pair|No pair|identical"):
-        sources.load(data_config(source="jsonl", path=str(path)), seed=0, workdir=tmp_path)
+        load(data_config(source="jsonl", path=str(path)), tmp_path)
