@@ -22,10 +22,13 @@ def collect(
     num_steps: int,
     num_environments: int,
     noise: float = 0.0,
+    correlation: float = 0.0,
 ) -> TransitionTable:
     """Returns what a policy goes through, with noise on its actions.
 
-    Transitions between episodes, which nobody made, are left out.
+    Transitions between episodes, which nobody made, are left out. The noise of a step is
+    `correlation` times that of the step before plus fresh normal noise, of standard deviation
+    `noise` throughout; it does not begin anew with an episode.
 
     Args:
       environment: with actions that are arrays; observations are flattened.
@@ -35,6 +38,7 @@ def collect(
       num_environments: environments side by side, at least 1.
       noise: standard deviation of normal noise that is added to actions before they are clipped to
         the environment's range, at least 0.
+      correlation: of the noise from step to step, in [0, 1).
 
     Returns:
       The transitions, in order of time; at most `num_steps` times `num_environments`.
@@ -47,22 +51,25 @@ def collect(
             raise ValueError(f"{name} must be at least 1, got {count}.")
     if not noise >= 0:
         raise ValueError(f"noise must be at least 0, got {noise}.")
+    if not 0 <= correlation < 1:
+        raise ValueError(f"correlation must be in [0, 1), got {correlation}.")
     spec = environment.action_spec
     if not isinstance(spec, ArraySpec):
         raise ValueError(f"environment must take arrays as actions, got {spec}.")
     running = wrappers.auto_reset(environment)
     size = int(np.prod(spec.shape))
+    fresh = noise * (1 - correlation**2) ** 0.5
 
     def flat(observations):
         return observations.reshape(num_environments, -1).astype(jnp.float32)
 
     def move(carry, key):
-        states, timesteps = carry
+        states, timesteps, wander = carry
         act_key, noise_key, step_key = jax.random.split(key, 3)
         seen = flat(timesteps.observation)
         actions = policy(seen, act_key)
-        wanted = actions + noise * jax.random.normal(noise_key, actions.shape)
-        actions = jnp.clip(wanted, spec.low, spec.high)
+        wander = correlation * wander + fresh * jax.random.normal(noise_key, wander.shape)
+        actions = jnp.clip(actions + wander, spec.low, spec.high)
         begins = states.ended
         states, moved = jax.vmap(running.step, in_axes=(0, 0, 0, None))(
             jax.random.split(step_key, num_environments),
@@ -71,14 +78,16 @@ def collect(
             running.params,
         )
         row = (seen, actions.reshape(-1, size), flat(moved.observation), moved.reward)
-        return (states, moved), (row, moved.terminated, begins)
+        return (states, moved, wander), (row, moved.terminated, begins)
 
     def whole(key):
-        reset_key, run_key = jax.random.split(key)
-        start = jax.vmap(running.reset, in_axes=(0, None))(
+        reset_key, run_key, wander_key = jax.random.split(key, 3)
+        states, timesteps = jax.vmap(running.reset, in_axes=(0, None))(
             jax.random.split(reset_key, num_environments), running.params
         )
-        return jax.lax.scan(move, start, jax.random.split(run_key, num_steps))[1]
+        wander = noise * jax.random.normal(wander_key, (num_environments, size))
+        keys = jax.random.split(run_key, num_steps)
+        return jax.lax.scan(move, (states, timesteps, wander), keys)[1]
 
     row, terminated, begins = jax.device_get(jax.jit(whole)(key))
     kept = ~begins.reshape(-1)

@@ -347,30 +347,6 @@ def to_dataclass(
     return cls(**{key: _convert(hints[key], config[key], f"{prefix}.{key}") for key in fields})
 
 
-def check_at_least_one(group: str, keys: Any, names: Iterable[str] | None = None) -> None:
-    """Refuses counts below 1.
-
-    Args:
-      group: what the config calls the keys.
-      keys: a dataclass of them.
-      names: those that count something; every integer if not given, but for the sizes of the mesh,
-        whose -1 is its own.
-
-    Raises:
-      UserError: there is one.
-    """
-    if names is None:
-        names = [
-            field.name
-            for field in dataclasses.fields(keys)
-            if field.type is int and not field.name.startswith("mesh_")
-        ]
-    for name in names:
-        value = getattr(keys, name)
-        if value < 1:
-            raise errors.UserError(f"config.{group}.{name} must be at least 1, got {value}.")
-
-
 def _convert(hint: Any, value: Any, name: str) -> Any:
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         if not isinstance(value, Mapping | ml_collections.ConfigDict):

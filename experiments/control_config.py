@@ -5,8 +5,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bellmax.experiments import checks, errors
 from bellmax.experiments import config as config_lib
-from bellmax.experiments import errors
 from bellmax.experiments.optimizers import OptimizerConfig
 
 LAWS = ("categorical", "quantile")
@@ -228,8 +228,8 @@ def check(config: ControlConfig) -> None:
         their numbers do not pair up.
     """
     train, loss, model = config.train, config.loss, config.model
-    config_lib.check_at_least_one("train", train)
-    config_lib.check_at_least_one("loss", loss)
+    checks.at_least_one("train", train)
+    checks.at_least_one("loss", loss)
     check_replay(train)
     _check_shares(config)
     if model.law not in LAWS:

@@ -2,8 +2,7 @@
 
 import dataclasses
 
-from bellmax.experiments import config as config_lib
-from bellmax.experiments import control_config, errors
+from bellmax.experiments import checks, control_config, errors
 from bellmax.experiments.control_config import EnvironmentConfig, ReplayConfig, SeedsConfig
 from bellmax.experiments.optimizers import OptimizerConfig
 
@@ -136,7 +135,7 @@ def check(config: RolloutConfig | OffPolicyConfig) -> None:
         pair up.
     """
     model = config.model
-    config_lib.check_at_least_one("train", config.train)
+    checks.at_least_one("train", config.train)
     control_config.check_environment(config.data)
     if model.activation not in ACTIVATIONS:
         raise errors.UserError(

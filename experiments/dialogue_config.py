@@ -4,8 +4,8 @@ import dataclasses
 
 from bellmax.envs import dialogue
 from bellmax.envs.dialogue import DialogueGame
+from bellmax.experiments import checks, errors, language_config, optimizers
 from bellmax.experiments import config as config_lib
-from bellmax.experiments import errors, language_config, optimizers
 
 SOURCE = "dialogue"
 
@@ -55,6 +55,7 @@ class TrainConfig:
 
     Attributes:
       batch_size: conversations of a step, over all devices; an even number.
+      accumulate_steps: as there.
     """
 
     num_steps: int
@@ -122,8 +123,8 @@ def check(config: DialogueConfig) -> None:
         "checkpoint_every",
         "keep_checkpoints",
     )
-    config_lib.check_at_least_one("train", train, keys)
-    language_config.check_parts("train.batch_size", train.batch_size, train.accumulate_steps)
+    checks.at_least_one("train", train, keys)
+    checks.parts("train.batch_size", train.batch_size, train.accumulate_steps)
     if train.batch_size < 2 or train.batch_size % 2:
         raise errors.UserError(
             f"config.train.batch_size must be an even number, got {train.batch_size}."

@@ -2,8 +2,7 @@
 
 import dataclasses
 
-from bellmax.experiments import config as config_lib
-from bellmax.experiments import errors
+from bellmax.experiments import checks, errors
 from bellmax.experiments.optimizers import OptimizerConfig
 
 
@@ -13,6 +12,8 @@ class ModelConfig:
 
     Attributes:
       baseline_sizes: hidden layers of the autoencoder's and the adversarial networks.
+      baseline_residual: make every layer but the first of the adversarial networks a block of two
+        with a skip.
       policy_sizes: hidden layers of a policy that is trained, and of its critics.
     """
 
@@ -24,6 +25,7 @@ class ModelConfig:
     time_sizes: tuple[int, ...]
     condition_sizes: tuple[int, ...]
     baseline_sizes: tuple[int, ...]
+    baseline_residual: bool
     policy_sizes: tuple[int, ...]
 
 
@@ -33,15 +35,18 @@ class DataConfig:
 
     Attributes:
       source: a key of `horizon_sources.SOURCES`.
-      task: whose policy is evaluated, and whose reward is valued, in the maze; empty elsewhere.
-      policy: one of `horizon_sources.POLICIES` (maze): scripted, or td3, which is trained first, on
-        the same transitions.
+      task: whose policy is evaluated, and whose reward is valued, such as loop (maze) or
+        walker_walk (dm_control); empty elsewhere.
+      policy: scripted (maze), or td3, which is trained first, on the same transitions (maze,
+        dm_control).
       path: a file or folder of transitions to learn from, see `data.transition_files.read`; empty
-        for collecting them (maze; elsewhere they are drawn always).
-      cache_dir: where such a file is prepared; empty for the folder of the run.
+        for collecting them (maze, dm_control; elsewhere they are drawn always).
+      cache_dir: where such a file is prepared, and what was collected of dm_control is kept; empty
+        for the folder of the run.
       num_transitions: transitions that are collected, once.
-      noise: standard deviation of the actions that collect them (maze).
-      correlation: of that noise from step to step, in [0, 1) (maze).
+      noise: standard deviation of the actions that collect them, before they are clipped to [-1, 1]
+        (maze, dm_control).
+      correlation: of that noise from step to step, in [0, 1) (maze, dm_control).
       standardise: learn states less their mean and over their deviation; reports are in the
         source's own units always.
     """
@@ -97,6 +102,8 @@ class TrainConfig:
       policy_learning_rate: of Adam, for it and its critics.
       policy_target_decay: of their targets, an update.
       batch_size: transitions of an update, over all devices.
+      accumulate_steps: parts of a batch that are learnt from one after another; the update is that
+        of the whole, in the memory of a part.
       evaluation_states: states whose futures are compared with the truth.
       evaluation_samples: samples of each, of the model and of the truth.
       likelihood_samples: true samples of each whose likelihood is taken.
@@ -118,6 +125,7 @@ class TrainConfig:
     policy_learning_rate: float
     policy_target_decay: float
     batch_size: int
+    accumulate_steps: int
     evaluation_states: int
     evaluation_samples: int
     likelihood_samples: int
@@ -154,11 +162,11 @@ def check(config: HorizonConfig) -> None:
     Raises:
       UserError: a count is below 1, a number is out of range, or names are not distinct.
     """
-    if config.seed < 0:
-        raise errors.UserError(f"config.seed must be at least 0, got {config.seed}.")
+    checks.seed(config.seed)
     for group in ("data", "loss", "train"):
-        config_lib.check_at_least_one(group, getattr(config, group))
+        checks.at_least_one(group, getattr(config, group))
     loss, train = config.loss, config.train
+    checks.parts("train.batch_size", train.batch_size, train.accumulate_steps)
     for key in ("num_updates", "policy_updates"):
         if getattr(train, key) % train.updates_per_step:
             raise errors.UserError(

@@ -14,7 +14,7 @@ from bellmax.experiments import sample_distances
 from bellmax.experiments.data import transitions
 from bellmax.experiments.horizon_config import TrainConfig
 from bellmax.experiments.horizon_methods import Model
-from bellmax.experiments.horizon_sources import Source, Truth
+from bellmax.experiments.horizon_truth import Source, Truth
 
 
 class Scale(NamedTuple):

@@ -145,7 +145,13 @@ def _gan(config: HorizonConfig, sizes: tuple[int, int], common: dict[str, Any]) 
     hidden, updates = config.model.baseline_sizes, config.train.num_updates
     with config_lib.user_errors("config.model"):
         generator, discriminator = (
-            mlp.MLPConfig(point + condition, outputs, hidden, activation=jax.nn.leaky_relu)
+            mlp.MLPConfig(
+                point + condition,
+                outputs,
+                hidden,
+                activation=jax.nn.leaky_relu,
+                residual=config.model.baseline_residual,
+            )
             for outputs in (point, 1)
         )
 
@@ -208,6 +214,10 @@ def make_model(
         raise config_lib.unknown("config.loss.names", name, METHODS)
     if config.loss.path not in PATHS:
         raise config_lib.unknown("config.loss.path", config.loss.path, PATHS)
-    common = {"discount": discount, "target_rule": followers.average(config.loss.target_decay)}
+    common = {
+        "discount": discount,
+        "target_rule": followers.average(config.loss.target_decay),
+        "accumulate_steps": config.train.accumulate_steps,
+    }
     with config_lib.user_errors("config.loss"):
         return METHODS[name](config, (point_size, condition_size), common)

@@ -18,7 +18,7 @@ from bellmax.experiments import config as config_lib
 from bellmax.experiments import horizon_training
 from bellmax.experiments.horizon_config import HorizonConfig
 from bellmax.experiments.horizon_evaluation import Scale
-from bellmax.experiments.horizon_sources import POLICY_DISCOUNT, Source
+from bellmax.experiments.horizon_truth import POLICY_DISCOUNT, Source
 
 
 def train_td3(
@@ -69,6 +69,7 @@ def train_td3(
         init_params=init_params,
         discount=POLICY_DISCOUNT,
         target_decay=config.train.policy_target_decay,
+        accumulate_steps=config.train.accumulate_steps,
     )
 
     def policy_of(params: Any) -> Callable[[Array], Array]:
@@ -80,7 +81,7 @@ def train_td3(
     assert source.value_of is not None
     of_policy = source.value_of
     value_of = jax.jit(lambda params: of_policy(policy_of(params)))
-    rewards = jax.jit(source.reward_fn)(jnp.asarray(rows.next_observations))
+    rewards = source.reward_fn(jnp.asarray(rows.next_observations))
     start_key, run_key = jax.random.split(key)
     state = horizon_training.run_stage(
         config,

@@ -15,7 +15,7 @@ from bellmax.agents import networks
 from bellmax.experiments import metrics, plots
 from bellmax.experiments.horizon_config import HorizonConfig
 from bellmax.experiments.horizon_methods import Model
-from bellmax.experiments.horizon_sources import Source
+from bellmax.experiments.horizon_truth import Source
 
 MEASURES = {
     "emd": "earth mover's distance",

@@ -4,8 +4,8 @@ import dataclasses
 import functools
 
 from bellmax.agents import language, networks
+from bellmax.experiments import checks, errors
 from bellmax.experiments import config as config_lib
-from bellmax.experiments import errors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,10 +93,9 @@ def check_stages(seed: int, model: ModelConfig, train: StagesConfig) -> None:
         "checkpoint_every",
         "keep_checkpoints",
     )
-    config_lib.check_at_least_one("train", train, names)
-    check_parts("train.batch_size", train.batch_size, train.accumulate_steps)
-    if seed < 0:
-        raise errors.UserError(f"config.seed must be at least 0, got {seed}.")
+    checks.at_least_one("train", train, names)
+    checks.parts("train.batch_size", train.batch_size, train.accumulate_steps)
+    checks.seed(seed)
 
 
 def check_warm_start(model: ModelConfig, num_steps: int) -> None:
@@ -114,24 +113,6 @@ def check_warm_start(model: ModelConfig, num_steps: int) -> None:
         raise errors.UserError(
             f"config.train.warm_start_steps must be at least {least} "
             f"{'with' if model.checkpoint else 'without'} config.model.checkpoint, got {num_steps}."
-        )
-
-
-def check_parts(key: str, rows: int, accumulate_steps: int) -> None:
-    """Refuses a batch that does not fall into the parts it is learnt from.
-
-    Args:
-      key: what holds its rows.
-      rows: how many.
-      accumulate_steps: `config.train.accumulate_steps`.
-
-    Raises:
-      UserError: the parts are not equal.
-    """
-    if rows % accumulate_steps:
-        raise errors.UserError(
-            f"config.train.accumulate_steps must divide config.{key} {rows}, got "
-            f"{accumulate_steps}."
         )
 
 

@@ -2,8 +2,8 @@
 
 import dataclasses
 
+from bellmax.experiments import checks, errors, language_config
 from bellmax.experiments import config as config_lib
-from bellmax.experiments import errors, language_config
 from bellmax.experiments.data import sources
 from bellmax.experiments.language_config import StagesConfig
 from bellmax.experiments.optimizers import OptimizerConfig
@@ -95,7 +95,7 @@ def check(config: ReasonConfig) -> None:
         ),
     )
     for group, keys, names in counts:
-        config_lib.check_at_least_one(group, keys, names)
+        checks.at_least_one(group, keys, names)
     if config.train.num_evaluation_prompts < 2:
         raise errors.UserError(
             "config.train.num_evaluation_prompts must be at least 2, for a standard error, got "

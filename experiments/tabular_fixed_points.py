@@ -1,6 +1,7 @@
 """The laws of returns of a `tabular` run: DCFP, QDP and CDP against samples and the clock."""
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -10,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bellmax.agents import tabular
+from bellmax.experiments import checks, errors, metrics, plots, tabular_laws
 from bellmax.experiments import config as config_lib
-from bellmax.experiments import errors, metrics, plots, tabular_laws
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,12 +83,14 @@ def check(config: Config) -> None:
         raise errors.UserError(
             f"config.fixed_points.discounts must lie in (0, 1), got {list(keys.discounts)}."
         )
-    if config.seed < 0:
-        raise errors.UserError(f"config.seed must be at least 0, got {config.seed}.")
+    checks.seed(config.seed)
 
 
 def solve(config: Config, workdir: pathlib.Path, announce: Callable[[str], None]) -> dict[str, Any]:
     """Solves every chain at every discount and writes tables and figures.
+
+    What a chain gives at a discount is kept in the folder: a run that was stopped goes on with the
+    next one.
 
     Args:
       config: the run.
@@ -102,7 +105,9 @@ def solve(config: Config, workdir: pathlib.Path, announce: Callable[[str], None]
     """
     check(config)
     keys = config.fixed_points
-    (workdir / "metrics.jsonl").unlink(missing_ok=True)
+    places = _Places(workdir / "places", config)
+    if not places.solved:
+        (workdir / "metrics.jsonl").unlink(missing_ok=True)
     rows, clock, error_panels, clock_panels = [], [], [], []
     with jax.enable_x64(True):
         made = {
@@ -111,15 +116,24 @@ def solve(config: Config, workdir: pathlib.Path, announce: Callable[[str], None]
         }
         for place, (name, chain) in enumerate(made.items()):
             for discount in keys.discounts:
-                announce(f"{name}: {chain.reward.size} states, discount {discount:g}")
-                key = jax.random.fold_in(jax.random.key(config.seed), place)
-                truth = tabular_laws.true_laws(key, chain, discount, keys.num_returns)
-                found = _errors(name, chain, discount, keys, truth, workdir)
+                about = f"{name}: {chain.reward.size} states, discount {discount:g}"
+                solved = places.solved.get(places.name(name, discount))
+                if solved is None:
+                    announce(about)
+                    key = jax.random.fold_in(jax.random.key(config.seed), place)
+                    truth = tabular_laws.true_laws(key, chain, discount, keys.num_returns)
+                    solved = {
+                        "errors": _errors(name, chain, discount, keys, truth, workdir),
+                        "wall_clock": _clock(name, chain, discount, keys, truth),
+                    }
+                    places.keep(places.name(name, discount), solved)
+                else:
+                    announce(f"{about}: solved before")
+                found, timed = solved["errors"], solved["wall_clock"]
                 rows += found
+                clock += timed
                 error_panels.append(_error_panel(name, discount, found, max(keys.num_atoms)))
-                found = _clock(name, chain, discount, keys, truth)
-                clock += found
-                clock_panels.append(_clock_panel(name, discount, found))
+                clock_panels.append(_clock_panel(name, discount, timed))
         panels = [
             panel
             for discount in keys.discounts[:2]
@@ -136,6 +150,30 @@ def solve(config: Config, workdir: pathlib.Path, announce: Callable[[str], None]
     metrics.print_table("Largest W1 error over states, against samples", rows)
     metrics.print_table("Known transitions: W1 error and seconds", clock)
     return result
+
+
+class _Places:
+    """What chains gave at discounts, in a folder; files of other settings count as missing."""
+
+    def __init__(self, folder: pathlib.Path, config: Config):
+        self._folder = folder
+        # As JSON has it, lists for tuples.
+        self._settings = json.loads(json.dumps(dataclasses.asdict(config)))
+        files = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+        self.solved: dict[str, dict[str, list[dict]]] = {
+            name: file["solved"]
+            for name, file in files.items()
+            if file["settings"] == self._settings
+        }
+
+    @staticmethod
+    def name(environment: str, discount: float) -> str:
+        return f"{environment}_{discount!r}".replace(".", "_")
+
+    def keep(self, name: str, solved: dict[str, list[dict]]) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / f"{name}.json"
+        metrics.write_json(path, {"settings": self._settings, "solved": solved})
 
 
 def _errors(

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from bellmax.agents import tabular
 from bellmax.envs import chains
-from bellmax.experiments import errors, metrics, plots
+from bellmax.experiments import checks, errors, metrics, plots
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,8 +252,7 @@ def check(config: Config) -> None:
     for name, value in (("concentration", keys.concentration), ("reach", keys.reach)):
         if not value > 0:
             raise errors.UserError(f"config.operators.{name} must be positive, got {value}.")
-    if config.seed < 0:
-        raise errors.UserError(f"config.seed must be at least 0, got {config.seed}.")
+    checks.seed(config.seed)
 
 
 def solve(config: Config, workdir: pathlib.Path, announce: Callable[[str], None]) -> dict[str, Any]:

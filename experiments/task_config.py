@@ -2,8 +2,7 @@
 
 import dataclasses
 
-from bellmax.experiments import config as config_lib
-from bellmax.experiments import errors, language_config, optimizers
+from bellmax.experiments import checks, errors, language_config, optimizers
 
 SOURCE = "token_task"
 TIES = ("lowest", "uniform")
@@ -126,7 +125,7 @@ def check(config: TaskConfig) -> None:
     Raises:
       UserError: a count is out of range, or methods and their numbers do not pair up.
     """
-    config_lib.check_at_least_one("data", config.data, ("difficulty", "num_held_out"))
+    checks.at_least_one("data", config.data, ("difficulty", "num_held_out"))
     check_learning(config.seed, config.model, config.loss, config.train)
     if config.model.chunk_size:
         raise errors.UserError(
@@ -149,10 +148,9 @@ def check_learning(
     Raises:
       UserError: a count is out of range, or methods and their numbers do not pair up.
     """
-    if seed < 0:
-        raise errors.UserError(f"config.seed must be at least 0, got {seed}.")
+    checks.seed(seed)
     language_config.check_warm_start(model, train.warm_start_steps)
-    config_lib.check_at_least_one("loss", loss, ("updates_per_batch", "minibatches", "k"))
+    checks.at_least_one("loss", loss, ("updates_per_batch", "minibatches", "k"))
     counts = (
         "warm_start_batch_size",
         "num_steps",
@@ -165,7 +163,7 @@ def check_learning(
         "checkpoint_every",
         "keep_checkpoints",
     )
-    config_lib.check_at_least_one("train", train, counts)
+    checks.at_least_one("train", train, counts)
     if not loss.names or len(set(loss.names)) != len(loss.names):
         raise errors.UserError(
             f"config.loss.names must hold distinct methods, got {list(loss.names)}."
@@ -186,14 +184,12 @@ def check_learning(
             f"config.loss.minibatches must divide config.train.batch_size {train.batch_size}, got "
             f"{loss.minibatches}."
         )
-    language_config.check_parts(
+    checks.parts(
         "train.batch_size / config.loss.minibatches",
         train.batch_size // loss.minibatches,
         train.accumulate_steps,
     )
-    language_config.check_parts(
-        "train.warm_start_batch_size", train.warm_start_batch_size, train.accumulate_steps
-    )
+    checks.parts("train.warm_start_batch_size", train.warm_start_batch_size, train.accumulate_steps)
     if "pass_at_k" in loss.names and loss.k > train.group_size:
         raise errors.UserError(
             f"config.loss.k must be at most config.train.group_size {train.group_size}, got "

@@ -2,8 +2,7 @@
 
 import dataclasses
 
-from bellmax.experiments import config as config_lib
-from bellmax.experiments import errors, language_config, optimizers, task_config
+from bellmax.experiments import checks, errors, language_config, optimizers, task_config
 
 SOURCE = "gsm8k"
 
@@ -79,7 +78,7 @@ def check(config: TextConfig) -> None:
             raise errors.UserError(
                 f"config.data.{key} must hold {field}, got {getattr(data, key)!r}."
             )
-    config_lib.check_at_least_one("data", data, ("max_prompt_tokens", "max_new_tokens"))
+    checks.at_least_one("data", data, ("max_prompt_tokens", "max_new_tokens"))
     if data.num_held_out < 2:
         raise errors.UserError(
             f"config.data.num_held_out must be at least 2, got {data.num_held_out}."

@@ -47,6 +47,11 @@ def test_every_requirement_has_a_bound(setup_cfg):
         assert re.search(r"[>=]=", line), f"{line} has no lower bound"
 
 
+def test_extras_have_names_that_every_pip_finds(setup_cfg):
+    for extra in setup_cfg["options.extras_require"]:
+        assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", extra)
+
+
 def test_links_for_type_checkers_point_at_the_folders():
     for top in TOPS:
         link = ROOT / "src" / "bellmax" / top

@@ -25,6 +25,8 @@ class MLPConfig:
       layer_norm: after the first hidden layer, a layer norm and tanh in the place of the
         activation, which keeps the features of actors and critics bounded.
       output_tanh: outputs in (-1, 1), such as actions.
+      residual: every hidden layer but the first is a block of two layers with a skip,
+        a(x + B a(A x)), where B starts at 0; all of one width.
     """
 
     input_size: int
@@ -33,6 +35,7 @@ class MLPConfig:
     activation: Callable[[Array], Array] = jax.nn.relu
     layer_norm: bool = False
     output_tanh: bool = False
+    residual: bool = False
 
     def __post_init__(self):
         for name in ("input_size", "output_size"):
@@ -44,6 +47,10 @@ class MLPConfig:
             )
         if self.layer_norm and not self.hidden_sizes:
             raise ValueError("layer_norm must be False without hidden_sizes, got True.")
+        if self.residual and len(set(self.hidden_sizes)) > 1:
+            raise ValueError(
+                f"hidden_sizes must be equal in a residual network, got {self.hidden_sizes}."
+            )
         if not callable(self.activation):
             raise TypeError(f"activation must be a function, got {self.activation!r}.")
 
@@ -58,7 +65,10 @@ class _MLP(nn.Module):
         """Returns the outputs. [B, O]."""
         config = self.config
         for place, size in enumerate(config.hidden_sizes):
-            hidden = nn.Dense(size, name=f"hidden_{place}")(hidden)
+            before, hidden = hidden, nn.Dense(size, name=f"hidden_{place}")(hidden)
+            if place and config.residual:
+                change = nn.Dense(size, name=f"change_{place}", kernel_init=nn.initializers.zeros)
+                hidden = before + change(config.activation(hidden))
             if place == 0 and config.layer_norm:
                 hidden = jnp.tanh(nn.LayerNorm(name="norm")(hidden))
             else:

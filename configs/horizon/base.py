@@ -17,6 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
                 "time_sizes": (64, 64),  # U-shaped only.
                 "condition_sizes": (64, 64),  # U-shaped only.
                 "baseline_sizes": (128, 128),  # Of the vae and the gan.
+                "baseline_residual": False,  # gan: blocks of two layers with skips.
                 "policy_sizes": (128, 128),  # Of a policy that is trained.
             },
             "optimizer": {
@@ -33,14 +34,14 @@ def get_config() -> ml_collections.ConfigDict:
                 "eps": 1e-4,
             },
             "data": {
-                "source": "noisy_circle",  # noisy_circle, ring, linear_gaussian, maze.
-                "task": "",  # maze: whose policy is evaluated.
-                "policy": "scripted",  # maze: scripted, or td3, which is trained first.
-                "path": "",  # maze: a .npz, .hdf5 or folder of episodes; empty collects.
+                "source": "noisy_circle",  # noisy_circle, ring, linear_gaussian, maze, dm_control.
+                "task": "",  # maze, dm_control: whose policy is evaluated.
+                "policy": "scripted",  # maze: scripted; maze, dm_control: td3, trained first.
+                "path": "",  # Likewise: a .npz, .hdf5 or folder of episodes; empty collects.
                 "cache_dir": "",  # Where TFDS prepares it; empty: inside the workdir.
                 "num_transitions": 200_000,
-                "noise": 1.0,  # maze: deviation of the actions that collect transitions.
-                "correlation": 0.98,  # maze: of them from step to step.
+                "noise": 1.0,  # Likewise: deviation of the actions that collect transitions.
+                "correlation": 0.98,  # Likewise: of them from step to step.
                 "standardise": False,  # Learn states less their mean and over their deviation.
             },
             "loss": {
@@ -62,6 +63,7 @@ def get_config() -> ml_collections.ConfigDict:
                 "policy_learning_rate": 1e-3,
                 "policy_target_decay": 0.95,
                 "batch_size": 256,
+                "accumulate_steps": 1,  # Parts of a batch, one after another, to save memory.
                 "evaluation_states": 16,
                 "evaluation_samples": 512,  # Of each state.
                 "likelihood_samples": 64,  # True samples of each state.

@@ -1,4 +1,4 @@
-"""Tasks of the DeepMind Control Suite as ours: MuJoCo runs in this process (extra `dm_control`).
+"""Tasks of the DeepMind Control Suite as ours: MuJoCo runs in this process (extra `dm-control`).
 
 Observations are the suite's own, flattened in its order, as float32; actions are within [-1, 1].
 Episodes are the suite's, a thousand steps of most tasks, at whose end they are truncated.
@@ -55,24 +55,42 @@ def make(domain: str, task: str) -> Environment:
 
     Returns:
       The environment, which resets by itself. Its states cannot be saved, see
-      `adapters.gymnasium`.
+      `adapters.gymnasium`; `dm_control_states` sets them.
 
     Raises:
-      ImportError: dm_control or Gymnasium is not installed (extra `dm_control`).
+      ImportError: dm_control or Gymnasium is not installed (extra `dm-control`).
       ValueError: the suite has no such task.
 
     References:
       Tassa et al., DeepMind Control Suite, 2018. https://arxiv.org/abs/1801.00690
+    """
+    suite, spaces = load(domain, task)
+    return gymnasium.adapt(lambda: _Task(spaces, suite, domain, task))
+
+
+def load(domain: str, task: str) -> tuple[Any, Any]:
+    """Returns the packages, or says what is missing.
+
+    Args:
+      domain: see `make`.
+      task: likewise.
+
+    Returns:
+      The modules `dm_control.suite`, which has the task, and `gymnasium.spaces`.
+
+    Raises:
+      ImportError: one is not installed.
+      ValueError: the suite has no such task.
     """
     try:
         suite: Any = importlib.import_module("dm_control.suite")
         spaces: Any = importlib.import_module("gymnasium").spaces
     except ImportError as error:
         raise ImportError(
-            f"{domain} needs dm_control and Gymnasium: pip install 'bellmax[dm_control]'."
+            f"{domain} needs dm_control and Gymnasium: pip install 'bellmax[dm-control]'."
         ) from error
     if (domain, task) not in suite.ALL_TASKS:
         tasks = ", ".join(sorted(name for kind, name in suite.ALL_TASKS if kind == domain))
         known = f"{domain} has {tasks}" if tasks else f"there is no domain {domain!r}"
         raise ValueError(f"domain and task must be the suite's, got {domain!r}, {task!r}; {known}.")
-    return gymnasium.adapt(lambda: _Task(spaces, suite, domain, task))
+    return suite, spaces

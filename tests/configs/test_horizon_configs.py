@@ -8,6 +8,7 @@ from bellmax.experiments import (
     config,
     errors,
     horizon_config,
+    horizon_control,
     horizon_methods,
     horizon_sources,
 )
@@ -26,6 +27,8 @@ def test_loads_and_is_checked(specification):
     keys = load(specification)
     horizon_config.check(keys)
     assert keys.data.source in horizon_sources.SOURCES
+    if keys.data.source == "dm_control":
+        assert keys.data.task in horizon_control.TASKS
     assert set(keys.loss.names) <= set(horizon_methods.METHODS)
     assert keys.train.num_updates >= keys.train.evaluate_every * keys.train.updates_per_step
     for _, name, discount in horizon_config.stages(keys):

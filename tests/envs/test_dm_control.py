@@ -7,7 +7,7 @@ import pytest
 from bellmax.envs import ArraySpec
 from bellmax.envs.adapters import dm_control as adapter
 
-suite = pytest.importorskip("dm_control.suite", reason="needs the extra 'dm_control'")
+suite = pytest.importorskip("dm_control.suite", reason="needs the extra 'dm-control'")
 
 
 def test_a_walker_steps_as_without_us():

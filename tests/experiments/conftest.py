@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -211,9 +212,9 @@ def processes(tmp_path):
 
 @pytest.fixture
 def stop_at_call(monkeypatch):
-    """Makes the NUMBER-th call of a method, and that one alone, an interrupt from the keyboard."""
+    """Makes the NUMBER-th call of a method or function, and no other, a keyboard interrupt."""
 
-    def arrange(owner: type, name: str, number: int) -> None:
+    def arrange(owner: Any, name: str, number: int) -> None:
         original, calls = getattr(owner, name), itertools.count(1)
 
         def call(*args, **kwargs):

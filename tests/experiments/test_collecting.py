@@ -61,6 +61,23 @@ def test_noise_is_clipped_to_the_range():
     np.testing.assert_allclose(np.mean(table.actions == 1), 0.369, atol=0.05)
 
 
+def test_noise_keeps_its_size_and_remembers_the_step_before():
+    table = collecting.collect(
+        counter(1000),
+        lambda seen, key: jnp.zeros((64, 1)),
+        jax.random.key(0),
+        num_steps=100,
+        num_environments=64,
+        noise=0.2,
+        correlation=0.8,
+    )
+    pushes = table.actions.reshape(100, 64)
+    # 6,400 values, one in nine of which counts: deviations within four standard errors.
+    np.testing.assert_allclose([pushes[0].std(), pushes.std()], 0.2, rtol=4 * (2 / 64) ** 0.5 / 2)
+    found = np.corrcoef(pushes[:-1].reshape(-1), pushes[1:].reshape(-1))[0, 1]
+    np.testing.assert_allclose(found, 0.8, atol=4 * 0.6 / 6336**0.5)
+
+
 def test_a_scripted_policy_moves_through_the_maze_as_the_maze_says():
     table = collecting.collect(
         maze.make("loop"),
@@ -83,6 +100,7 @@ def test_a_scripted_policy_moves_through_the_maze_as_the_maze_says():
         ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
         ({"num_environments": 0}, "num_environments must be at least 1"),
         ({"noise": -1.0}, "noise must be at least 0"),
+        ({"correlation": 1.0}, r"correlation must be in \[0, 1\), got 1.0"),
         ({"environment": counter(3, action_spec=DiscreteSpec(2))}, "arrays as actions"),
     ],
 )

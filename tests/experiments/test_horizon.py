@@ -229,6 +229,7 @@ def test_a_model_that_is_the_truth_measures_as_well_as_fresh_samples():
     ("groups", "message"),
     [
         ({"seed": -1}, "config.seed must be at least 0"),
+        ({"train": {"accumulate_steps": 3}}, "config.train.accumulate_steps must divide"),
         ({"train": {"batch_size": 0}}, "config.train.batch_size must be at least 1, got 0"),
         ({"train": {"num_updates": 45}}, "config.train.num_updates must be a multiple of"),
         ({"train": {"evaluation_samples": 1}}, "evaluation_samples must be at least 2"),

@@ -66,6 +66,44 @@ def laws(tmp_path_factory):
 
 
 @pytest.mark.slow
+def test_a_run_that_was_stopped_goes_on_with_the_next_place(tmp_path, stop_at_call):
+    config = fixed_points(
+        environments=("two_state",),
+        discounts=(0.5, 0.6),
+        methods=("cdp",),
+        num_atoms=(3,),
+        num_samples=(10, 20),
+        num_seeds=2,
+        num_sweeps=(2,),
+        num_returns=100,
+    )
+    whole = tabular.run(config, tmp_path / "whole")
+    folder = tmp_path / "stopped"
+    stop_at_call(tabular_fixed_points, "_clock", 2)
+    with pytest.raises(KeyboardInterrupt):
+        tabular.run(config, folder)
+    said = []
+    result = tabular_fixed_points.solve(config, folder, said.append)
+    assert ["solved before" in line for line in said] == [True, False]
+    assert result["errors"] == whole["errors"]
+    assert len(result["wall_clock"]) == len(whole["wall_clock"])
+    logged = [
+        {key: value for key, value in row.items() if key != "wall_time_s"}
+        for row in metrics.read_metrics(folder)
+    ]
+    assert sorted({row["stage"] for row in logged}) == [
+        "two_state.0.5.3.cdp",
+        "two_state.0.6.3.cdp",
+    ]
+    assert len(logged) == 4
+    # Of another seed nothing is known.
+    other = dataclasses.replace(config, seed=1)
+    said.clear()
+    tabular_fixed_points.solve(other, folder, said.append)
+    assert not any("solved before" in line for line in said)
+
+
+@pytest.mark.slow
 def test_errors_fall_with_samples_down_to_the_known_bias(laws):
     _, _, result = laws
     found = {(row["method"], row["samples"]): row["error"] for row in result["errors"]}

@@ -52,6 +52,25 @@ def test_other_activations():
     np.testing.assert_allclose(found, by_hand(params, inputs, np.sin), rtol=1e-4, atol=1e-5)
 
 
+def test_residual_blocks_add_to_what_they_read():
+    config = mlp.MLPConfig(3, 2, (4, 4, 4), activation=jnp.sin, residual=True)
+    params = random_params(config)
+    inputs = np.random.default_rng(1).normal(size=(6, 3)).astype(np.float32)
+
+    def layer(name, hidden):
+        return hidden @ params[name]["kernel"] + params[name]["bias"]
+
+    hidden = np.sin(layer("hidden_0", inputs))
+    for place in (1, 2):
+        inner = np.sin(layer(f"hidden_{place}", hidden))
+        hidden = np.sin(hidden + layer(f"change_{place}", inner))
+    found = mlp.apply(config, params, jnp.asarray(inputs))
+    np.testing.assert_allclose(found, layer("output", hidden), rtol=1e-4, atol=1e-5)
+    fresh = mlp.init(config, jax.random.key(0))
+    assert not np.any(fresh["change_1"]["kernel"])
+    assert np.any(fresh["hidden_1"]["kernel"])
+
+
 def test_without_hidden_layers_it_is_linear():
     config = mlp.MLPConfig(3, 2, ())
     params = random_params(config)
@@ -90,6 +109,7 @@ def test_biases_begin_at_0_and_kernels_keep_the_scale():
         ({"input_size": 0}, ValueError, "input_size must be at least 1, got 0"),
         ({"output_size": -1}, ValueError, "output_size must be at least 1, got -1"),
         ({"hidden_sizes": (4, 0)}, ValueError, r"hidden_sizes must hold .* got \(4, 0\)"),
+        ({"residual": True, "hidden_sizes": (4, 5)}, ValueError, "hidden_sizes must be equal in a"),
         ({"hidden_sizes": (), "layer_norm": True}, ValueError, "layer_norm must be False"),
         ({"activation": "relu"}, TypeError, "activation must be a function, got 'relu'"),
     ],
