@@ -1,10 +1,11 @@
 """Every `control` config makes a run that could start."""
 
+import jax
 import jax.numpy as jnp
 import pytest
 
 from bellmax.configs.control import c51_q_lambda, mdpo_off_policy, ppo
-from bellmax.envs import DiscreteSpec
+from bellmax.envs import ArraySpec, DiscreteSpec
 from bellmax.experiments import (
     config,
     control,
@@ -67,6 +68,21 @@ def test_tabular_variants_make_networks_and_environments(variant):
     setup = control_methods.make_setup(keys, 0, environment)
     assert setup.observation_dtype == jnp.uint8
     assert environment.action_spec == DiscreteSpec(4)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_pendulum_is_stepped_within_the_program(name):
+    """Many seeds are cheap and a run is resumed exactly, where no step calls Python."""
+    pytest.importorskip("gymnax", reason="needs the extra `environments`")
+    keys = control.parse(config.load("control", f"{name}:pendulum"))
+    environment = control_methods.make_environment(keys.data)
+    assert environment.action_spec == ArraySpec((1,), low=-1.0, high=1.0)
+    key = jax.random.key(0)
+    state, _ = jax.eval_shape(lambda: environment.reset(key, environment.params))
+    program = jax.make_jaxpr(
+        lambda state: environment.step(key, state, jnp.zeros(1), environment.params)
+    )(state)
+    assert "callback" not in str(program)
 
 
 @pytest.mark.parametrize(

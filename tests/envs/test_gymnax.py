@@ -32,22 +32,35 @@ def test_steps_are_those_of_gymnax(name):
     assert timestep.observation.shape == environment.observation_spec.shape
 
 
-def test_continuous_actions_are_those_of_gymnasium():
+def test_pendulum_is_gymnasiums_for_a_whole_episode():
+    """Each of its 200 steps, from the same state: forces and speeds beyond the limits, the end."""
     gymnasium = pytest.importorskip("gymnasium", reason="needs the extra `environments`")
     environment = adapter.make("Pendulum-v1")
     assert environment.action_spec == ArraySpec((1,), low=-2.0, high=2.0)
-    state, timestep = environment.reset(jax.random.key(0), environment.params)
-    theirs = gymnasium.make("Pendulum-v1").unwrapped
+    start, _ = environment.reset(jax.random.key(0), environment.params)
+
+    def body(state, size):
+        # Pushed the way it goes, a pendulum goes round ever faster.
+        action = size * jnp.sign(state.theta_dot)[None]
+        moved, timestep = environment.step(jax.random.key(0), state, action, environment.params)
+        return moved, (state.theta, state.theta_dot, action, timestep)
+
+    sizes = jnp.asarray(np.random.default_rng(0).uniform(-0.5, 3.0, 200), jnp.float32)
+    _, (angles, speeds, actions, steps) = jax.lax.scan(body, start, sizes)
+    assert jnp.abs(speeds).max() == 8
+    assert jnp.abs(angles).max() > 2 * jnp.pi
+    theirs = gymnasium.make("Pendulum-v1", disable_env_checker=True)
     theirs.reset(seed=0)
-    cosine, sine, velocity = np.asarray(timestep.observation, np.float64)
-    theirs.state = np.array([np.arctan2(sine, cosine), velocity])
-    step = jax.jit(environment.step)
-    for number, torque in enumerate((1.5, -2.0, 0.3, -0.7, 2.0)):
-        action = np.array([torque], np.float32)
-        state, timestep = step(jax.random.key(number), state, action, environment.params)
-        observation, reward, *_ = theirs.step(action)
-        np.testing.assert_allclose(timestep.observation, observation, atol=1e-4)
-        np.testing.assert_allclose(timestep.reward, reward, atol=1e-4)
+    expected = []
+    for angle, speed, action in zip(angles, speeds, np.asarray(actions), strict=True):
+        theirs.unwrapped.state = np.array([angle, speed], np.float64)
+        expected.append(theirs.step(action)[:4])
+    seen, rewards, terminated, truncated = map(np.array, zip(*expected, strict=True))
+    np.testing.assert_allclose(steps.observation, seen, atol=1e-4)
+    np.testing.assert_allclose(steps.reward, rewards, rtol=1e-4)
+    np.testing.assert_array_equal(steps.terminated, terminated)
+    np.testing.assert_array_equal(steps.truncated, truncated)
+    assert truncated.nonzero()[0].tolist() == [199]
 
 
 def test_a_limit_of_time_truncates_and_parameters_can_be_changed():

@@ -96,6 +96,16 @@ def test_runs_begin_and_end_in_such_folders(tmp_path, groups, tiny_config, tiny_
             jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-20), found, expected)
 
 
+def test_a_dry_run_reads_no_weights(tmp_path, groups, tiny_config):
+    (tmp_path / "model" / "model.safetensors").unlink()
+    keys = tiny_config(**groups).model
+    assert pretrained.network_shape(keys, 258).embed_dim == 8
+    with pytest.raises(errors.UserError, match=r"vocabulary of 300 tokens.* one of 301"):
+        pretrained.network_shape(keys, 301)
+    with pytest.raises(errors.UserError, match=r"model\.safetensors is not there"):
+        pretrained.load(keys, 258)
+
+
 def test_what_cannot_begin_is_refused(tmp_path, groups, tiny_config):
     with pytest.raises(errors.UserError, match=r"must be at least 1 without config\.model\.ch"):
         align_stages.prepare(tiny_config(train={"warm_start_steps": 0}), tmp_path)
