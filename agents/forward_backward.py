@@ -397,8 +397,8 @@ def make(
         are uniform on the sphere.
       smoothing_noise: >= 0, standard deviation of the noise on the target's actions.
       smoothing_clip: >= 0, the most that the noise moves an action.
-      accumulate_steps: parts of a batch that the networks see one after another, F and B twice; see
-        `updates.map_parts`.
+      accumulate_steps: parts of a batch that the networks see one after another, F and B twice;
+        gradients of F and B add up in the precision of their parameters (`updates.map_parts`).
       axis_name: the `pmap` or `shard_map` axis over which batches are spread, or None.
 
     Returns:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from bellmax.agents import followers, transitions
+from bellmax.agents import followers, transitions, updates
 from bellmax.agents.agent import Params, TransitionBatch
 
 # (observations[..., D], tasks[..., W] or None) -> actions[..., A].
@@ -72,6 +72,7 @@ def examples(
     *,
     discount: float,
     policy_fn: PolicyFn | None,
+    accumulate_steps: int = 1,
     axis_name: str | None = None,
 ) -> Examples:
     """Returns a batch as models of future states read it.
@@ -80,6 +81,7 @@ def examples(
       batch: transitions.
       discount: gamma.
       policy_fn: the evaluated policy, for batches without `next_actions`.
+      accumulate_steps: parts of the batch that the policy sees one after another.
       axis_name: the device axis over which the batch is spread, or None.
 
     Returns:
@@ -94,7 +96,9 @@ def examples(
     if next_actions is None:
         if policy_fn is None:
             raise ValueError("batch.next_actions must be given where the agent has no policy_fn.")
-        next_actions = policy_fn(rows.next_observations, rows.tasks)
+        next_actions = updates.map_parts(
+            lambda seen: policy_fn(*seen), (rows.next_observations, rows.tasks), accumulate_steps
+        )
     return Examples(
         next_states=rows.next_observations,
         condition=condition(rows.observations, rows.actions, rows.tasks),

@@ -168,7 +168,13 @@ def update(
     Raises:
       ValueError: nothing says what the policy does at the next state.
     """
-    rows = horizon.examples(batch, discount=discount, policy_fn=policy_fn, axis_name=axis_name)
+    rows = horizon.examples(
+        batch,
+        discount=discount,
+        policy_fn=policy_fn,
+        accumulate_steps=accumulate_steps,
+        axis_name=axis_name,
+    )
     size = rows.next_states.shape[-1]
 
     def loss_fn(params, rows):

@@ -166,7 +166,8 @@ def gradient_step(
 def parts(batch: Any, accumulate_steps: int) -> Any:
     """Cuts a batch into parts of equal size.
 
-    A part holds every N-th row, so that rows spread over devices stay where they are.
+    A part holds every N-th row, so that rows spread over devices stay where they are, as long as N
+    divides those of each device; else the compiler brings them together first.
 
     Args:
       batch: pytree of arrays. [B, ...].

@@ -78,7 +78,7 @@ class Run(NamedTuple, Generic[ConfigT]):
       held_out: one ordered pass over the held-out pairs.
       score_pairs: from `evaluation.make_pair_evaluation`.
       gold: the exact evaluation, or None where there is no gold reward.
-      start: parameters that the warm start begins with, on the host; None for fresh ones.
+      start: reads what the warm start begins with to the host; None for fresh parameters.
     """
 
     config: ConfigT
@@ -90,7 +90,7 @@ class Run(NamedTuple, Generic[ConfigT]):
     held_out: Sequence[Any]
     score_pairs: Any
     gold: gold.GoldEvaluator | None
-    start: Params | None = None
+    start: Callable[[], Params] | None = None
 
     @property
     def chunk_size(self) -> int | None:
@@ -132,7 +132,7 @@ def prepare(config: ConfigT, workdir: pathlib.Path) -> Run[ConfigT]:
     _check_warm_start(config)
     devices = mesh.of_config(config.train)
     tokenizer = pretrained.make_tokenizer(config)
-    network, start = pretrained.load(config.model, tokenizer.vocab_size)
+    network = pretrained.network_shape(config.model, tokenizer.vocab_size)
     data = sources.load(config.data, tokenizer, seed=config.seed, workdir=workdir)
     model = language_config.make_model(network)
     bench = data.embedded
@@ -151,7 +151,7 @@ def prepare(config: ConfigT, workdir: pathlib.Path) -> Run[ConfigT]:
             model, mesh=devices, chunk_size=config.model.chunk_size or None
         ),
         gold=evaluator,
-        start=start,
+        start=pretrained.loader(config.model),
     )
     with config_lib.user_errors("config.train"):
         return run._replace(held_out=pipeline.evaluation_batches(data.held_out, **run.batching))
@@ -231,7 +231,7 @@ def warm_start(run: Run) -> Params:
       UserError: a key is wrong, or training has diverged.
     """
     config, train = run.config, run.config.train
-    start = None if run.start is None else mesh.place_state(run.mesh, run.start)
+    start = None if run.start is None else mesh.place_state(run.mesh, run.start())
     if start is not None and not train.warm_start_steps:
         return start
     agent = supervised.make(
@@ -259,10 +259,13 @@ def warm_start(run: Run) -> Params:
             "held_out/token_log_prob_accuracy": score.token_log_prob_accuracy,
         }
 
+    state = agent.init(key, params=start)
+    # The state has copies.
+    del start
     state = runner.run_stage(
         name=_WARM_START,
         workdir=run.workdir,
-        state=agent.init(key, params=start),
+        state=state,
         train_step=agent.update,
         batches=batches,
         schedule=run.schedule(train.warm_start_steps),

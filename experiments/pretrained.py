@@ -9,7 +9,7 @@ import contextlib
 import json
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -17,11 +17,12 @@ import safetensors
 
 from bellmax.agents import Params, networks
 from bellmax.experiments import config as config_lib
-from bellmax.experiments import errors, language_config, mesh
+from bellmax.experiments import errors, language_config, mesh, metrics
 from bellmax.experiments.data import tokenizers
 
 _TOKENIZER_FILE = "tokenizer.json"
 _CONFIG_FILE = "config.json"
+_GENERATION_FILE = "generation_config.json"
 # What a folder holds besides weights belongs to the tokenizer or to sampling, but for their index.
 _SMALL_FILES = ("*.json", "*.txt", "*.jinja", "*.model")
 _INDEX_ENDING = ".index.json"
@@ -48,28 +49,49 @@ def make_tokenizer(config: WithTokenizer) -> tokenizers.Tokenizer:
       config: the run.
 
     Returns:
-      That of `config.data.tokenizer`, or else the checkpoint's, or else bytes.
+      That of `config.data.tokenizer`, or else the checkpoint's, which ends where the checkpoint's
+      own sampling does, or else bytes.
 
     Raises:
       UserError: there is no such tokenizer, or it has no such end token.
     """
     name, end_token = config.data.tokenizer, config.data.end_token
     checkpoint = config.model.checkpoint
+    own = pathlib.Path(checkpoint) / _TOKENIZER_FILE if checkpoint else None
     if not name:
-        name = str(pathlib.Path(checkpoint) / _TOKENIZER_FILE) if checkpoint else "byte"
-        if checkpoint and not pathlib.Path(name).is_file():
+        if own is None:
+            name = "byte"
+        elif own.is_file():
+            return tokenizers.HuggingFaceTokenizer(own, end_token or _end_id(own.parent))
+        else:
             raise errors.UserError(
                 f"config.model.checkpoint {checkpoint!r} has no {_TOKENIZER_FILE}: give one with "
                 "--config.data.tokenizer=..."
             )
+    is_file = name != "byte" and not name.startswith("characters:")
+    if not is_file and own is not None and own.is_file():
+        raise errors.UserError(
+            f"config.data.tokenizer must be empty or a tokenizer.json where "
+            f"config.model.checkpoint {checkpoint!r} has a tokenizer of its own, got {name!r}."
+        )
     if not end_token:
         return tokenizers.make_tokenizer(name)
-    if name == "byte" or name.startswith("characters:"):
+    if not is_file:
         raise errors.UserError(
             f"config.data.end_token must be empty for the tokenizer {name!r}, which has an end "
             f"token of its own; got {end_token!r}."
         )
     return tokenizers.HuggingFaceTokenizer(name, end_token)
+
+
+def _end_id(checkpoint: pathlib.Path) -> int | None:
+    """Returns the token that a checkpoint's own sampling stops at; None if it does not say."""
+    for name in (_GENERATION_FILE, _CONFIG_FILE):
+        path = checkpoint / name
+        found = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
+        if found is not None:
+            return found[0] if isinstance(found, list) else found
+    return None
 
 
 def network_shape(keys: language_config.ModelConfig, vocab_size: int) -> networks.TransformerConfig:
@@ -93,26 +115,24 @@ def network_shape(keys: language_config.ModelConfig, vocab_size: int) -> network
     return network
 
 
-def load(
-    keys: language_config.ModelConfig, vocab_size: int
-) -> tuple[networks.TransformerConfig, Params | None]:
-    """Returns the network's shape, and what its parameters start from.
+def loader(keys: language_config.ModelConfig) -> Callable[[], Params] | None:
+    """Returns what reads the parameters that a run starts from, when they are wanted.
 
     Args:
       keys: the model group.
-      vocab_size: tokens of the run's tokenizer.
 
     Returns:
-      The shape, as `network_shape`, and the checkpoint's parameters on the host; None without one.
-
-    Raises:
-      UserError: as `network_shape`, or a tensor is missing or has another shape.
+      A function that returns the checkpoint's parameters, float32 arrays on the host, or raises
+      UserError where a tensor is missing or has another shape; None without a checkpoint.
     """
-    network = network_shape(keys, vocab_size)
     if not keys.checkpoint:
-        return network, None
-    with _reading(keys.checkpoint):
-        return networks.load_pretrained(keys.checkpoint, **_computing(keys))
+        return None
+
+    def read() -> Params:
+        with _reading(keys.checkpoint):
+            return networks.load_pretrained(keys.checkpoint, **_computing(keys))[1]
+
+    return read
 
 
 def save(
@@ -120,36 +140,65 @@ def save(
     network: networks.TransformerConfig,
     params: Params,
     folder: pathlib.Path,
+    *,
+    tokenizer: tokenizers.Tokenizer | None = None,
 ) -> None:
-    """Writes a policy as the checkpoint that it came from, tokenizer included.
+    """Writes a policy as the checkpoint that it came from, with the tokenizer that it has learnt.
 
-    All processes call it, the first one writes. A run without a checkpoint writes nothing: what
-    bears its name is in Orbax's checkpoints.
+    All processes call it, the first one writes. A run without a checkpoint writes nothing: its
+    policies are in Orbax's checkpoints.
 
     Args:
       keys: the model group.
       network: the network's shape.
-      params: its parameters, on the mesh. They are written in `compute_dtype`, in which the run
-        has computed with them.
+      params: its parameters, on the mesh; they are written in `compute_dtype`.
       folder: receives `model.safetensors` and copies of the checkpoint's other small files; made if
         it is missing.
+      tokenizer: the run's, whose end token readers are told to stop at; None where tokens are no
+        text.
     """
     if not keys.checkpoint:
         return
-    whole = mesh.gather(jax.tree.map(lambda leaf: leaf.astype(network.compute_dtype), params))
-    if jax.process_index():
+    writes = jax.process_index() == 0
+
+    def whole(leaf: Any) -> Any:
+        # One by one, and kept by one process: all of them may be more than a host holds.
+        found = mesh.gather(leaf.astype(network.compute_dtype))
+        return found if writes else None
+
+    found = jax.tree.map(whole, params)
+    if not writes:
         return
-    networks.save_pretrained(folder, network, whole)
+    networks.save_pretrained(folder, network, found)
     source = pathlib.Path(keys.checkpoint)
     for pattern in _SMALL_FILES:
         for path in source.glob(pattern):
-            if not path.name.endswith(_INDEX_ENDING):
+            if path.name != _CONFIG_FILE and not path.name.endswith(_INDEX_ENDING):
                 shutil.copyfile(path, folder / path.name)
+    if isinstance(tokenizer, tokenizers.HuggingFaceTokenizer):
+        shutil.copyfile(tokenizer.path, folder / _TOKENIZER_FILE)
+    ends = {} if tokenizer is None else {"eos_token_id": tokenizer.end_id}
+    if (folder / _GENERATION_FILE).is_file():
+        _rewrite(source / _GENERATION_FILE, folder / _GENERATION_FILE, ends)
     # The shape is the checkpoint's still, whose file also says what readers other than us ask for.
-    described = json.loads((source / _CONFIG_FILE).read_text())
-    described.pop("dtype", None)
-    described["torch_dtype"] = network.compute_dtype
-    (folder / _CONFIG_FILE).write_text(json.dumps(described, indent=2) + "\n")
+    _rewrite(
+        source / _CONFIG_FILE,
+        folder / _CONFIG_FILE,
+        {"torch_dtype": network.compute_dtype, **ends},
+        without=("dtype",),
+    )
+
+
+def _rewrite(
+    source: pathlib.Path,
+    target: pathlib.Path,
+    changes: Mapping[str, Any],
+    *,
+    without: Sequence[str] = (),
+) -> None:
+    described = json.loads(source.read_text())
+    kept = {key: value for key, value in described.items() if key not in without}
+    metrics.write_json(target, {**kept, **changes})
 
 
 def _computing(keys: language_config.ModelConfig) -> dict[str, Any]:

@@ -67,7 +67,13 @@ def train(config: reason_config.ReasonConfig, workdir: pathlib.Path) -> list[dic
     names, taus = config.loss.names, config.loss.taus
     for name, tau in zip(names, taus, strict=True):
         policy = reason_stages.optimise(run, name, tau, reference, judge, rewards, meeting)
-        pretrained.save(config.model, run.network, policy, workdir / "policies" / name)
+        pretrained.save(
+            config.model,
+            run.network,
+            policy,
+            workdir / "policies" / name,
+            tokenizer=run.data.tokenizer,
+        )
         policies.append(policy)
     wins = meeting.matrix(policies)
     rows = reason_report.final_rows(workdir, names, taus, wins)

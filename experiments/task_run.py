@@ -1,6 +1,7 @@
 """What every stage of a run on a token task shares, and its first checks."""
 
 import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -39,7 +40,7 @@ class TaskRun(NamedTuple):
       held_out: problems of the evaluation.
       train: problems of the training; None where they are drawn.
       stored: problems with completions that the methods learn from; None where they are sampled.
-      start: parameters that the warm start begins with, on the host; None for fresh ones.
+      start: reads what the warm start begins with to the host; None for fresh parameters.
       about: what the problems are, in words.
     """
 
@@ -52,7 +53,7 @@ class TaskRun(NamedTuple):
     held_out: TokenProblem
     train: Table | None = None
     stored: Table | None = None
-    start: Params | None = None
+    start: Callable[[], Params] | None = None
     about: str = ""
 
     @property
@@ -112,7 +113,7 @@ def prepare(config: TaskConfig, workdir: pathlib.Path) -> TaskRun:
     """
     task_config.check(config)
     task = task_data.make_task(config.data)
-    network, start = pretrained.load(config.model, task.vocab_size)
+    network = pretrained.network_shape(config.model, task.vocab_size)
     check_methods(config, task)
     return TaskRun(
         config=config,
@@ -122,7 +123,7 @@ def prepare(config: TaskConfig, workdir: pathlib.Path) -> TaskRun:
         model=language_config.make_model(network),
         mesh=mesh.of_config(config.train),
         held_out=task_data.held_out(task, config.data, jax.random.key(config.seed)),
-        start=start,
+        start=pretrained.loader(config.model),
         about=f"task: {config.data.task} of difficulty {config.data.difficulty}",
     )
 

@@ -37,6 +37,7 @@ from bellmax.experiments import config as config_lib
 from bellmax.experiments.numbered import Rows
 from bellmax.experiments.task_config import TaskConfig
 from bellmax.experiments.text_data import TextRows
+from bellmax.experiments.text_tasks import TextTask
 
 _WARM_START = "warm_start"
 
@@ -85,7 +86,13 @@ def train_run(run: task_run.TaskRun) -> list[dict[str, Any]]:
     policies = {_WARM_START: reference}
     for place, name in enumerate(config.loss.names):
         policies[name] = optimise(run, place, reference, evaluation)
-        pretrained.save(config.model, run.network, policies[name], workdir / "policies" / name)
+        pretrained.save(
+            config.model,
+            run.network,
+            policies[name],
+            workdir / "policies" / name,
+            tokenizer=run.task.tokenizer if isinstance(run.task, TextTask) else None,
+        )
     rows = [{"method": name, **evaluation(params, reference)} for name, params in policies.items()]
     task_report.save(workdir, rows, config.loss.names)
     sampled = {name: evaluation.completions(params) for name, params in policies.items()}
@@ -129,7 +136,7 @@ def warm_start(run: task_run.TaskRun, evaluation: task_evaluation.Evaluation) ->
       UserError: training has diverged, or a checkpoint does not fit.
     """
     keys = run.config.train
-    start = None if run.start is None else mesh.place_state(run.mesh, run.start)
+    start = None if run.start is None else mesh.place_state(run.mesh, run.start())
     if start is not None and not keys.warm_start_steps:
         return start
     agent = supervised.make(
@@ -158,9 +165,12 @@ def warm_start(run: task_run.TaskRun, evaluation: task_evaluation.Evaluation) ->
         rows = SupervisedBatch(tokens, mask, index=batch.index, weight=drawn.weight)
         return agent.update(state, rows, key)
 
+    state = agent.init(run.key(_WARM_START), params=start)
+    # The state has copies.
+    del start
     state = runner.run_stage(
         **run.stage(_WARM_START, keys.warm_start_steps, keys.warm_start_batch_size, run.train),
-        state=agent.init(run.key(_WARM_START), params=start),
+        state=state,
         train_step=step,
         evaluate=lambda state, step: evaluation(state.params, state.params),
     )

@@ -18,8 +18,8 @@ class DataConfig:
       cache_dir: where TFDS prepares files; empty for a folder inside the workdir.
       tokenizer: byte, characters:LETTERS or the path of a tokenizer.json; empty for the
         checkpoint's, or for byte without a checkpoint.
-      end_token: of a tokenizer.json, the token that ends a completion; empty for the first that it
-        has of `tokenizers.END_TOKENS`.
+      end_token: of a tokenizer.json, the token that ends a completion; empty for the one that the
+        checkpoint says, or else the first that the file has of `tokenizers.END_TOKENS`.
       prompt: what the policy reads, with {question} in the question's place. No token is added:
         one that a model wants at the start is spelt out here.
       solution: what a warm start imitates, with {steps} and {number}; the end token follows.

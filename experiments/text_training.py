@@ -58,7 +58,7 @@ def prepare(config: text_config.TextConfig, workdir: pathlib.Path) -> task_run.T
     text_config.check(config)
     _check_host()
     tokenizer = pretrained.make_tokenizer(config)
-    network, start = pretrained.load(config.model, tokenizer.vocab_size)
+    network = pretrained.network_shape(config.model, tokenizer.vocab_size)
     devices = mesh.of_config(config.train)
     data = text_data.load(config.data, tokenizer, workdir)
     task = TextTask(
@@ -82,7 +82,7 @@ def prepare(config: text_config.TextConfig, workdir: pathlib.Path) -> task_run.T
         held_out=data.held_out,
         train=data.train,
         stored=stored,
-        start=start,
+        start=pretrained.loader(config.model),
         about=about,
     )
 

@@ -16,7 +16,7 @@ from bellmax import agents
 
 TESTS = pathlib.Path(__file__).parent
 Group = runpy.run_path(str(TESTS / "experiments" / "loopback.py"))["Group"]
-LAYOUTS = ("jit", "shard_map", "pmap")
+LAYOUTS = ("jit", "jit_in_parts", "shard_map", "pmap_in_parts")
 AGENTS = sorted(path.stem[15:] for path in TESTS.glob("agents/device_layouts_*.py"))
 # The others take minutes.
 FIRST_AGENTS = ["preference", "td_flow"]

@@ -15,10 +15,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import safetensors
-import safetensors.flax
+import safetensors.numpy
 
 from bellmax.agents.networks.blocks import TransformerConfig
 from bellmax.agents.networks.transformer import Params, init, stack_layers, unstack_layers
@@ -138,7 +137,9 @@ def save_pretrained(
     tensors = {}
     for path, name, turned, _ in _names(config):
         leaf = _get(layers, path)
-        tensors[name] = jnp.asarray(leaf.T if turned else leaf)
+        # On the host: a model that several devices share may not fit one.
+        whole = np.asarray(leaf)
+        tensors[name] = np.ascontiguousarray(whole.T if turned else whole)
     dtype = str(next(iter(tensors.values())).dtype)
     described = {
         "architectures": ["Qwen2ForCausalLM" if config.attention_bias else "LlamaForCausalLM"],
@@ -161,7 +162,7 @@ def save_pretrained(
     folder.mkdir(parents=True, exist_ok=True)
     # Beside their places first: what bears the name is whole.
     partial = folder / f"{_WEIGHTS}.partial"
-    safetensors.flax.save_file(tensors, partial, metadata={"format": "pt"})
+    safetensors.numpy.save_file(tensors, partial, metadata={"format": "pt"})
     partial.replace(folder / _WEIGHTS)
     partial = folder / f"{_CONFIG}.partial"
     partial.write_text(json.dumps(described, indent=2) + "\n")
@@ -179,6 +180,7 @@ def _shape(path: pathlib.Path) -> dict[str, Any]:
         # Llama's own switch adds a bias to the output as well.
         "attention_bias": bool(keys.get("attention_bias")),
         "mlp_bias": bool(keys.get("mlp_bias")),
+        "quantization_config": keys.get("quantization_config") is not None,
         "sliding_window": keys.get("sliding_window") is not None
         and bool(keys.get("use_sliding_window", keys.get("model_type") == "mistral")),
     }
@@ -187,7 +189,7 @@ def _shape(path: pathlib.Path) -> dict[str, Any]:
             raise ValueError(
                 f"{path}: {key} = {keys.get(key, rope or None)!r} has no counterpart here; read "
                 f"are {', '.join(_MODEL_TYPES)} with silu, plain rotary positions, no biases but "
-                "Qwen2's, and no sliding window."
+                "Qwen2's, no sliding window and no quantised weights."
             )
     heads = _needed(path, keys, "num_attention_heads")
     width = _needed(path, keys, "hidden_size")

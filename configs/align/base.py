@@ -41,8 +41,9 @@ def get_config() -> ml_collections.ConfigDict:
                 "path": "",  # A .jsonl[.gz] file, or for hh the folder of {train,test}.jsonl.gz.
                 "allow_empty_completions": False,  # True leaves such pairs out, and counts them.
                 "cache_dir": "",  # Where TFDS prepares files; empty: inside the workdir.
-                "tokenizer": "characters:abcde",  # byte, characters:LETTERS, a tokenizer.json.
-                "end_token": "",  # Of a tokenizer.json; empty: the first well-known one.
+                # Or byte, or a tokenizer.json.
+                "tokenizer": "characters:abcde",  # Empty: the checkpoint's, or byte without one.
+                "end_token": "",  # Of a tokenizer.json; empty: the checkpoint's, a well-known one.
                 "max_length": 16,  # Tokens of prompt and completion together.
                 "bucket_lengths": (16,),  # Rows are padded to one of these.
                 "held_out_fraction": 0.1,  # Of prompts (jsonl); hh has its own test split.

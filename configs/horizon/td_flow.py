@@ -24,7 +24,12 @@ Bodies of the DeepMind Control Suite (extra `dm-control`):
 from actions at random, or with `--config.data.path` from a folder of ExoRL's episodes; TD3 trains
 the policy on the same transitions, and MuJoCo says what the truth is. The networks are the paper's
 at a quarter of its width, trained on a quarter of its batch for a thousandth of its updates, so
-that its numbers are out of reach. What these runs cost and give has not been measured.
+that its numbers are out of reach. Expected of walker_walk at 0.95, seed 0 alone: a policy that is
+worth 25.5 of at most 100 from TD3 (5.0 before), and earth mover's distance, energy distance,
+negative log-likelihood and squared error of values of 18.9, 1.78, 1.90 and 5.4 for TD-CFM, 18.3,
+1.40, 1.56 and 2.7 for TD-CFM(C), 19.1, 1.22, 1.57 and 1.6 for TD2-CFM; two samples of the truth are
+3.5 apart. Cost: 25 minutes of CPU time on 2 busy cores. The other two bodies have not been
+measured.
 """
 
 import ml_collections

@@ -18,10 +18,10 @@ of other policies, read from a file as `text_completions` says):
     --config.train.group_size=4
 Expected: not measured here: needs an accelerator. The small network answers nothing right; it is
 there to try a run before one.
-Cost: a checkpoint's parameters, reference and Adam's averages are 16 bytes a parameter and the
-gradient 4 more, over the axis fsdp; an evaluation holds `num_held_out * evaluation_samples`
-completions at once. The small network on 2 shared cores: 3.5 s a step of the warm start, 2.5 s one
-of 16 completions in rows of 416 tokens.
+Cost: a checkpoint's parameters, the reference, what all methods begin with and Adam's averages are
+20 bytes a parameter and the gradient 4 more, over the axis fsdp; an evaluation holds `num_held_out
+* evaluation_samples` completions at once. The small network on 2 shared cores: 3.5 s a step of the
+warm start, 2.5 s one of 16 completions in rows of 416 tokens.
 """
 
 import ml_collections

@@ -6,6 +6,8 @@ function of state and action alone; it differs from a step of an episode that ha
 solver begins at the step before, by the solver's tolerance.
 """
 
+import contextlib
+import importlib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -65,6 +67,7 @@ class Simulator:
             environment_kwargs={"flat_observation": True},
         )
         self._environment.reset()
+        self._physics_error = importlib.import_module("dm_control.rl.control").PhysicsError
         self._physics, self._task = self._environment.physics, self._environment.task
         self._reward_of = _REWARDS[domain]
         shown = self._task.get_observation(self._physics)
@@ -119,13 +122,14 @@ class Simulator:
           observations: seen or made up. [..., D].
 
         Returns:
-          Rewards; NaN where an observation is not finite. [...].
+          Rewards; NaN where an observation is not finite, or too large for MuJoCo. [...].
         """
         rows = np.asarray(observations, np.float64).reshape(-1, self.observation_size)
         found = np.full(len(rows), np.nan)
         for place in np.flatnonzero(np.isfinite(rows).all(axis=-1)):
             parts = dict(zip(self._names, np.split(rows[place], self._cuts), strict=True))
-            found[place] = self._reward_of(self._task, self._physics, parts)
+            with contextlib.suppress(self._physics_error):
+                found[place] = self._reward_of(self._task, self._physics, parts)
         return found.reshape(np.shape(observations)[:-1])
 
 

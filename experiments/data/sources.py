@@ -23,8 +23,8 @@ class DataConfig:
       cache_dir: where TFDS prepares files; empty for a folder inside the workdir.
       tokenizer: byte, characters:LETTERS or the path of a tokenizer.json; empty for the
         checkpoint's, or for byte without a checkpoint.
-      end_token: of a tokenizer.json, the token that ends a completion; empty for the first that it
-        has of `tokenizers.END_TOKENS`.
+      end_token: of a tokenizer.json, the token that ends a completion; empty for the one that the
+        checkpoint says, or else the first that the file has of `tokenizers.END_TOKENS`.
       max_length: most tokens of prompt and completion together.
       bucket_lengths: lengths to which rows are padded.
       held_out_fraction: share of prompts that are held out (jsonl).

@@ -112,14 +112,17 @@ class HuggingFaceTokenizer:
 
     Args:
       path: a tokenizer.json.
-      end_token: the token that ends a completion; None for the first of `END_TOKENS` that the
-        vocabulary has.
+      end_token: the token that ends a completion, or its id; None for the first of `END_TOKENS`
+        that the vocabulary has.
+
+    Attributes:
+      path: the file.
 
     Raises:
       UserError: the file is missing or no tokenizer, or has no such end token.
     """
 
-    def __init__(self, path: str | pathlib.Path, end_token: str | None = None):
+    def __init__(self, path: str | pathlib.Path, end_token: str | int | None = None):
         # Imported here: most runs are byte-level and need no tokenizer library.
         import tokenizers
 
@@ -132,7 +135,12 @@ class HuggingFaceTokenizer:
         # Cutting and padding belong to the pipeline, whatever the file says.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        candidates = END_TOKENS if end_token is None else (end_token,)
+        self.path = pathlib.Path(path)
+        if isinstance(end_token, int):
+            named = self._tokenizer.id_to_token(end_token)
+            candidates = (f"the id {end_token}" if named is None else named,)
+        else:
+            candidates = END_TOKENS if end_token is None else (end_token,)
         end_id = self._first_id(candidates)
         if end_id is None:
             raise errors.UserError(

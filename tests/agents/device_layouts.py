@@ -69,13 +69,17 @@ def main():
     scripts = [path for path in CASES if not names or path.stem in names]
     assert len(scripts) == (len(names) or len(CASES)) > 0
     for script in scripts:
-        one, spread, start, batch, atol = runpy.run_path(str(script))["make_case"](AXIS)
+        make_case = runpy.run_path(str(script))["make_case"]
+        one, spread, start, batch, atol = make_case(AXIS, accumulate_steps=1)
+        _, spread_in_parts, *_ = make_case(AXIS)
+        _, in_parts, *_ = make_case(None)
         expected = take_steps(jax.jit(one), start, batch)
         assert np.isfinite(expected[1]["loss"])
         layouts = {
             "jit": on_sharded_jit(one, start, batch, mesh),
+            "jit_in_parts": on_sharded_jit(in_parts, start, batch, mesh),
             "shard_map": on_shard_map(spread, start, batch, mesh),
-            "pmap": on_pmap(spread, start, batch),
+            "pmap_in_parts": on_pmap(spread_in_parts, start, batch),
         }
         for name, found in layouts.items():
             equal = functools.partial(

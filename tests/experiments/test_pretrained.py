@@ -1,11 +1,13 @@
 """Runs that begin from a folder in Hugging Face's layout, and leave their policies in one."""
 
+import dataclasses
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors
 
 from bellmax.agents import networks
 from bellmax.experiments import align, align_stages, errors, pretrained, reason
@@ -22,14 +24,22 @@ def groups(tmp_path, save_checkpoint, pairs_file):
     }
 
 
+def loaded(keys):
+    read = pretrained.loader(keys)
+    assert read is not None
+    return pretrained.network_shape(keys, 258), read()
+
+
 def test_a_policy_is_written_as_it_came(tmp_path, groups, tiny_config):
     source, written = tmp_path / "model", tmp_path / "policies" / "logistic"
     (source / "generation_config.json").write_text('{"temperature": 0.7}')
-    (source / "model.safetensors.index.json.bak").write_text("no file of a checkpoint")
-    described = json.loads((source / "config.json").read_text())
-    (source / "config.json").write_text(json.dumps(described | {"eos_token_id": 257}))
+    with safetensors.safe_open(source / "model.safetensors", "numpy") as file:
+        where = dict.fromkeys(file.keys(), "model-00001-of-00001.safetensors")
+    (source / "model.safetensors").rename(source / "model-00001-of-00001.safetensors")
+    index = json.dumps({"weight_map": where})
+    (source / "model.safetensors.index.json").write_text(index)
     keys = tiny_config(**groups).model
-    network, start = pretrained.load(keys, 258)
+    network, start = loaded(keys)
     pretrained.save(keys, network, start, written)
     names = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
     assert {path.name for path in written.iterdir()} == names
@@ -40,18 +50,45 @@ def test_a_policy_is_written_as_it_came(tmp_path, groups, tiny_config):
     jax.tree.map(np.testing.assert_array_equal, *policies)
 
 
+@pytest.mark.parametrize("said", ["generation_config.json", "config.json"])
+def test_completions_end_where_the_checkpoint_says(tmp_path, groups, tiny_config, said):
+    """<|im_end|> is 257, which a base model of that vocabulary has never learnt to end with."""
+    source, config = tmp_path / "model", tiny_config(**groups)
+    assert pretrained.make_tokenizer(config).end_id == 257
+    described = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(described | {"eos_token_id": 257}))
+    (source / said).write_text(json.dumps(described | {"eos_token_id": [256, 257]}))
+    assert pretrained.make_tokenizer(config).end_id == 256
+    named = dataclasses.replace(config.data, end_token="<|im_end|>")
+    tokenizer = pretrained.make_tokenizer(dataclasses.replace(config, data=named))
+    assert tokenizer.end_id == 257
+    # Whoever samples from the policy stops where it has learnt to.
+    network, start = loaded(config.model)
+    pretrained.save(config.model, network, start, tmp_path / "policy", tokenizer=tokenizer)
+    for name in {said, "config.json"}:
+        assert json.loads((tmp_path / "policy" / name).read_text())["eos_token_id"] == 257
+
+
+def test_a_policy_keeps_the_tokenizer_it_has_learnt(tmp_path, groups, tiny_config):
+    other = tmp_path / "other.json"
+    (tmp_path / "model" / "tokenizer.json").rename(other)
+    config = tiny_config(**groups | {"data": groups["data"] | {"tokenizer": str(other)}})
+    tokenizer = pretrained.make_tokenizer(config)
+    network, start = loaded(config.model)
+    pretrained.save(config.model, network, start, tmp_path / "policy", tokenizer=tokenizer)
+    assert (tmp_path / "policy" / "tokenizer.json").read_bytes() == other.read_bytes()
+
+
 def test_without_a_checkpoint_nothing_is_written(tmp_path, tiny_config):
     keys = tiny_config().model
-    network, start = pretrained.load(keys, 6)
-    assert start is None
-    pretrained.save(keys, network, {}, tmp_path / "policy")
+    assert pretrained.loader(keys) is None
+    pretrained.save(keys, pretrained.network_shape(keys, 6), {}, tmp_path / "policy")
     assert not (tmp_path / "policy").exists()
 
 
 def test_a_policy_is_written_in_the_precision_it_computed_with(tmp_path, groups, tiny_config):
     config = tiny_config(**groups | {"model": groups["model"] | {"compute_dtype": "bfloat16"}})
-    network, start = pretrained.load(config.model, 258)
-    assert start is not None
+    network, start = loaded(config.model)
     params = jax.tree.map(lambda leaf: leaf + 1e-3, start)
     pretrained.save(config.model, network, params, tmp_path / "half")
     assert json.loads((tmp_path / "half/config.json").read_text())["torch_dtype"] == "bfloat16"
@@ -67,7 +104,7 @@ def test_the_reference_says_what_the_checkpoint_says(tmp_path, groups, tiny_conf
     """Log-probabilities of a pair's completion, by the network on unpadded text."""
     run = align_stages.prepare(tiny_config(**groups), tmp_path)
     assert run.start is not None
-    chosen, _ = align_stages.cached_reference(run, run.start)
+    chosen, _ = align_stages.cached_reference(run, run.start())
     network, params = networks.load_pretrained(tmp_path / "model")
     pairs = run.data.train
     for row in range(3):
@@ -103,13 +140,15 @@ def test_a_dry_run_reads_no_weights(tmp_path, groups, tiny_config):
     with pytest.raises(errors.UserError, match=r"vocabulary of 300 tokens.* one of 301"):
         pretrained.network_shape(keys, 301)
     with pytest.raises(errors.UserError, match=r"model\.safetensors is not there"):
-        pretrained.load(keys, 258)
+        loaded(keys)
 
 
 def test_what_cannot_begin_is_refused(tmp_path, groups, tiny_config):
     with pytest.raises(errors.UserError, match=r"must be at least 1 without config\.model\.ch"):
         align_stages.prepare(tiny_config(train={"warm_start_steps": 0}), tmp_path)
-    groups["data"]["tokenizer"] = "characters:abcde"
+    groups["data"]["tokenizer"] = "byte"
+    with pytest.raises(errors.UserError, match=r"must be empty or a tokenizer\.json where"):
+        align_stages.prepare(tiny_config(**groups), tmp_path)
     groups["model"]["checkpoint"] = str(tmp_path / "nowhere")
     with pytest.raises(errors.UserError, match=r"nowhere' cannot be read: .*config\.json"):
         align_stages.prepare(tiny_config(**groups), tmp_path)

@@ -125,7 +125,8 @@ def test_rewards_are_the_verifiers(tmp_path, save_checkpoint):
         return task_steps.collect(run, method, params, rows.index, jax.random.key(0), rows)
 
     # As likely as any other, every id.
-    params = jax.tree.map(np.zeros_like, run.start)
+    assert run.start is not None
+    params = jax.tree.map(np.zeros_like, run.start())
     batch = jax.device_get(jax.jit(collect)(params))
     some = 0
     for place, row in enumerate(rows.problem.solution.row):
@@ -196,8 +197,10 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, save_checkpoint):
         text_training.prepare(config, tmp_path)
     save_checkpoint(tmp_path / "model")
     (tmp_path / "model" / "model.safetensors").write_bytes(b"not weights")
+    run = text_training.prepare(from_checkpoint(tmp_path), tmp_path)
+    assert run.start is not None
     with pytest.raises(errors.UserError, match=r"config\.model\.checkpoint .* cannot be read"):
-        text_training.prepare(from_checkpoint(tmp_path), tmp_path)
+        run.start()
 
 
 def test_a_run_that_cannot_call_the_host_is_refused(tmp_path, monkeypatch):
