@@ -24,8 +24,18 @@ from bellmax.agents import (
 # One small case of every agent; rows carry unequal weights, and those that do not count hold NaN.
 SCRIPTS = pathlib.Path(__file__).parent.glob("device_layouts_*.py")
 AGENTS = {path.stem[15:]: path for path in sorted(SCRIPTS)}
-# Seconds to compile. The first two have smaller cases below; the others resemble TD3 and flows.
-LONG = {"nash", "policy_gradient", "mdpo_off_policy", "horizon_gan", "horizon_vae"}
+# Seconds to compile. Nash and policy gradients have smaller cases below, preferences and flows
+# several devices; the others resemble TD3, PPO and flows.
+LONG = {
+    "horizon_gan",
+    "horizon_vae",
+    "mdpo",
+    "mdpo_off_policy",
+    "nash",
+    "policy_gradient",
+    "preference",
+    "td_flow",
+}
 every_agent = pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in AGENTS],
