@@ -29,7 +29,6 @@ from bellmax.experiments import (
     gold,
     language_run,
     metrics,
-    pretrained,
 )
 from bellmax.experiments import config as config_lib
 from bellmax.experiments.data import sources
@@ -54,13 +53,7 @@ def train(config: align_config.AlignConfig, workdir: pathlib.Path) -> list[dict[
     cached = None if config.train.live_reference else align_stages.cached_reference(run, reference)
     for name, beta in zip(config.loss.names, config.loss.betas, strict=True):
         policy = align_stages.optimise(run, name, beta, reference, cached)
-        pretrained.save(
-            config.model,
-            run.network,
-            policy,
-            workdir / "policies" / name,
-            tokenizer=run.data.tokenizer,
-        )
+        run.save_policy(name, policy)
     frontier = None
     if run.gold is not None:
         log_probs = run.gold.completion_log_probs(reference)

@@ -4,7 +4,7 @@ import functools
 import math
 import pathlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -99,12 +99,14 @@ def read_rows(config: DataConfig, *, state_size: int, action_size: int) -> Trans
 
 
 def on_host(table: transitions.TransitionTable) -> TransitionBatch:
-    """Returns a table as a batch on the host, without rewards and ends.
+    """Returns a table as a batch that stays on the host, without rewards and ends.
 
     Args:
       table: the table.
     """
-    return jax.device_get(TransitionBatch(*(jnp.asarray(leaf) for leaf in table[:3])))
+    # Agents take NumPy's arrays as they take JAX's.
+    rows: Any = table[:3]
+    return TransitionBatch(*rows)
 
 
 def of_policy(

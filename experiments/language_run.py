@@ -78,7 +78,6 @@ class Run(NamedTuple, Generic[ConfigT]):
       held_out: one ordered pass over the held-out pairs.
       score_pairs: from `evaluation.make_pair_evaluation`.
       gold: the exact evaluation, or None where there is no gold reward.
-      start: reads what the warm start begins with to the host; None for fresh parameters.
     """
 
     config: ConfigT
@@ -90,7 +89,6 @@ class Run(NamedTuple, Generic[ConfigT]):
     held_out: Sequence[Any]
     score_pairs: Any
     gold: gold.GoldEvaluator | None
-    start: Callable[[], Params] | None = None
 
     @property
     def chunk_size(self) -> int | None:
@@ -114,6 +112,12 @@ class Run(NamedTuple, Generic[ConfigT]):
     def key(self, stage: str) -> jax.Array:
         """Returns a stage's root key, by its name: a loss trains alike alone and among others."""
         return numbered.named_key(self.config.seed, stage)
+
+    def save_policy(self, name: str, params: Params) -> None:
+        """Writes a stage's policy where the run began from a checkpoint, see `pretrained.save`."""
+        folder = self.workdir / "policies" / name
+        tokenizer = self.data.tokenizer
+        pretrained.save(self.config.model, self.network, params, folder, tokenizer=tokenizer)
 
 
 def prepare(config: ConfigT, workdir: pathlib.Path) -> Run[ConfigT]:
@@ -151,7 +155,6 @@ def prepare(config: ConfigT, workdir: pathlib.Path) -> Run[ConfigT]:
             model, mesh=devices, chunk_size=config.model.chunk_size or None
         ),
         gold=evaluator,
-        start=pretrained.loader(config.model),
     )
     with config_lib.user_errors("config.train"):
         return run._replace(held_out=pipeline.evaluation_batches(data.held_out, **run.batching))
@@ -231,7 +234,7 @@ def warm_start(run: Run) -> Params:
       UserError: a key is wrong, or training has diverged.
     """
     config, train = run.config, run.config.train
-    start = None if run.start is None else mesh.place_state(run.mesh, run.start())
+    start = pretrained.load(config.model, run.mesh)
     if start is not None and not train.warm_start_steps:
         return start
     agent = supervised.make(

@@ -1,19 +1,22 @@
 """Policies that come from a folder in Hugging Face's layout, and go back into one.
 
-network, start = load(config.model, tokenizer)
+tokenizer = make_tokenizer(config)
+network = network_shape(config.model, tokenizer.vocab_size)
+start = load(config.model, mesh)
 ...
-save(config.model, network, params, workdir / "policies" / "logistic")
+save(config.model, network, params, workdir / "policies" / "logistic", tokenizer=tokenizer)
 """
 
 import contextlib
 import json
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
 import safetensors
+from jax.sharding import Mesh
 
 from bellmax.agents import Params, networks
 from bellmax.experiments import config as config_lib
@@ -58,16 +61,14 @@ def make_tokenizer(config: WithTokenizer) -> tokenizers.Tokenizer:
     name, end_token = config.data.tokenizer, config.data.end_token
     checkpoint = config.model.checkpoint
     own = pathlib.Path(checkpoint) / _TOKENIZER_FILE if checkpoint else None
-    if not name:
-        if own is None:
-            name = "byte"
-        elif own.is_file():
-            return tokenizers.HuggingFaceTokenizer(own, end_token or _end_id(own.parent))
-        else:
+    if not name and own is not None:
+        if not own.is_file():
             raise errors.UserError(
                 f"config.model.checkpoint {checkpoint!r} has no {_TOKENIZER_FILE}: give one with "
                 "--config.data.tokenizer=..."
             )
+        return tokenizers.HuggingFaceTokenizer(own, end_token or _end_id(checkpoint))
+    name = name or "byte"
     is_file = name != "byte" and not name.startswith("characters:")
     if not is_file and own is not None and own.is_file():
         raise errors.UserError(
@@ -84,11 +85,12 @@ def make_tokenizer(config: WithTokenizer) -> tokenizers.Tokenizer:
     return tokenizers.HuggingFaceTokenizer(name, end_token)
 
 
-def _end_id(checkpoint: pathlib.Path) -> int | None:
+def _end_id(checkpoint: str) -> int | None:
     """Returns the token that a checkpoint's own sampling stops at; None if it does not say."""
     for name in (_GENERATION_FILE, _CONFIG_FILE):
-        path = checkpoint / name
-        found = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
+        path = pathlib.Path(checkpoint) / name
+        with _reading(checkpoint):
+            found = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
         if found is not None:
             return found[0] if isinstance(found, list) else found
     return None
@@ -115,24 +117,24 @@ def network_shape(keys: language_config.ModelConfig, vocab_size: int) -> network
     return network
 
 
-def loader(keys: language_config.ModelConfig) -> Callable[[], Params] | None:
-    """Returns what reads the parameters that a run starts from, when they are wanted.
+def load(keys: language_config.ModelConfig, devices: Mesh) -> Params | None:
+    """Returns the parameters that a run starts from.
 
     Args:
       keys: the model group.
+      devices: the mesh.
 
     Returns:
-      A function that returns the checkpoint's parameters, float32 arrays on the host, or raises
-      UserError where a tensor is missing or has another shape; None without a checkpoint.
+      The checkpoint's, float32 arrays on the mesh; None without a checkpoint.
+
+    Raises:
+      UserError: a tensor is missing or has another shape.
     """
     if not keys.checkpoint:
         return None
-
-    def read() -> Params:
-        with _reading(keys.checkpoint):
-            return networks.load_pretrained(keys.checkpoint, **_computing(keys))[1]
-
-    return read
+    with _reading(keys.checkpoint):
+        _, params = networks.load_pretrained(keys.checkpoint, **_computing(keys))
+    return mesh.place_state(devices, params)
 
 
 def save(

@@ -32,7 +32,6 @@ from bellmax.experiments import (
     errors,
     language_run,
     metrics,
-    pretrained,
     reason_config,
     reason_report,
     reason_stages,
@@ -67,13 +66,7 @@ def train(config: reason_config.ReasonConfig, workdir: pathlib.Path) -> list[dic
     names, taus = config.loss.names, config.loss.taus
     for name, tau in zip(names, taus, strict=True):
         policy = reason_stages.optimise(run, name, tau, reference, judge, rewards, meeting)
-        pretrained.save(
-            config.model,
-            run.network,
-            policy,
-            workdir / "policies" / name,
-            tokenizer=run.data.tokenizer,
-        )
+        run.save_policy(name, policy)
         policies.append(policy)
     wins = meeting.matrix(policies)
     rows = reason_report.final_rows(workdir, names, taus, wins)

@@ -105,8 +105,12 @@ def solve(config: Config, workdir: pathlib.Path, announce: Callable[[str], None]
     """
     check(config)
     keys = config.fixed_points
-    places = _Places(workdir / "places", config)
-    if not places.solved:
+    # As JSON has it, lists for tuples.
+    settings = json.loads(json.dumps(dataclasses.asdict(config)))
+    places = workdir / "places"
+    places.mkdir(parents=True, exist_ok=True)
+    solved_before = _read_places(places, settings)
+    if not solved_before:
         (workdir / "metrics.jsonl").unlink(missing_ok=True)
     rows, clock, error_panels, clock_panels = [], [], [], []
     with jax.enable_x64(True):
@@ -117,7 +121,8 @@ def solve(config: Config, workdir: pathlib.Path, announce: Callable[[str], None]
         for place, (name, chain) in enumerate(made.items()):
             for discount in keys.discounts:
                 about = f"{name}: {chain.reward.size} states, discount {discount:g}"
-                solved = places.solved.get(places.name(name, discount))
+                kept = f"{name}_{discount!r}"
+                solved = solved_before.get(kept)
                 if solved is None:
                     announce(about)
                     key = jax.random.fold_in(jax.random.key(config.seed), place)
@@ -126,7 +131,8 @@ def solve(config: Config, workdir: pathlib.Path, announce: Callable[[str], None]
                         "errors": _errors(name, chain, discount, keys, truth, workdir),
                         "wall_clock": _clock(name, chain, discount, keys, truth),
                     }
-                    places.keep(places.name(name, discount), solved)
+                    record = {"settings": settings, "solved": solved}
+                    metrics.write_json(places / f"{kept}.json", record)
                 else:
                     announce(f"{about}: solved before")
                 found, timed = solved["errors"], solved["wall_clock"]
@@ -152,28 +158,10 @@ def solve(config: Config, workdir: pathlib.Path, announce: Callable[[str], None]
     return result
 
 
-class _Places:
-    """What chains gave at discounts, in a folder; files of other settings count as missing."""
-
-    def __init__(self, folder: pathlib.Path, config: Config):
-        self._folder = folder
-        # As JSON has it, lists for tuples.
-        self._settings = json.loads(json.dumps(dataclasses.asdict(config)))
-        files = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
-        self.solved: dict[str, dict[str, list[dict]]] = {
-            name: file["solved"]
-            for name, file in files.items()
-            if file["settings"] == self._settings
-        }
-
-    @staticmethod
-    def name(environment: str, discount: float) -> str:
-        return f"{environment}_{discount!r}".replace(".", "_")
-
-    def keep(self, name: str, solved: dict[str, list[dict]]) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / f"{name}.json"
-        metrics.write_json(path, {"settings": self._settings, "solved": solved})
+def _read_places(folder: pathlib.Path, settings: dict[str, Any]) -> dict[str, dict]:
+    """Returns what is kept of chains and discounts, less what other settings have given."""
+    files = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+    return {name: file["solved"] for name, file in files.items() if file["settings"] == settings}
 
 
 def _errors(

@@ -1,7 +1,6 @@
 """What every stage of a run on a token task shares, and its first checks."""
 
 import pathlib
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +24,7 @@ from bellmax.experiments import (
 from bellmax.experiments.task_config import TaskConfig
 from bellmax.experiments.text_config import TextConfig
 from bellmax.experiments.text_data import ProblemBatches, Table, TextRows
+from bellmax.experiments.text_tasks import TextTask
 
 
 class TaskRun(NamedTuple):
@@ -40,7 +40,6 @@ class TaskRun(NamedTuple):
       held_out: problems of the evaluation.
       train: problems of the training; None where they are drawn.
       stored: problems with completions that the methods learn from; None where they are sampled.
-      start: reads what the warm start begins with to the host; None for fresh parameters.
       about: what the problems are, in words.
     """
 
@@ -53,7 +52,6 @@ class TaskRun(NamedTuple):
     held_out: TokenProblem
     train: Table | None = None
     stored: Table | None = None
-    start: Callable[[], Params] | None = None
     about: str = ""
 
     @property
@@ -80,6 +78,12 @@ class TaskRun(NamedTuple):
             "run_key": self.key(name),
             "mesh": self.mesh,
         }
+
+    def save_policy(self, name: str, params: Params) -> None:
+        """Writes a method's policy where the run began from a checkpoint, see `pretrained.save`."""
+        folder = self.workdir / "policies" / name
+        tokenizer = self.task.tokenizer if isinstance(self.task, TextTask) else None
+        pretrained.save(self.config.model, self.network, params, folder, tokenizer=tokenizer)
 
     def problems(
         self, key: PRNGKeyArray, index: Int[Array, " B"], given: TextRows | None
@@ -123,7 +127,6 @@ def prepare(config: TaskConfig, workdir: pathlib.Path) -> TaskRun:
         model=language_config.make_model(network),
         mesh=mesh.of_config(config.train),
         held_out=task_data.held_out(task, config.data, jax.random.key(config.seed)),
-        start=pretrained.loader(config.model),
         about=f"task: {config.data.task} of difficulty {config.data.difficulty}",
     )
 

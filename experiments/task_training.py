@@ -24,7 +24,6 @@ from bellmax.agents import (
 from bellmax.experiments import (
     announcement,
     language_run,
-    mesh,
     pretrained,
     runner,
     task_data,
@@ -37,7 +36,6 @@ from bellmax.experiments import config as config_lib
 from bellmax.experiments.numbered import Rows
 from bellmax.experiments.task_config import TaskConfig
 from bellmax.experiments.text_data import TextRows
-from bellmax.experiments.text_tasks import TextTask
 
 _WARM_START = "warm_start"
 
@@ -86,13 +84,7 @@ def train_run(run: task_run.TaskRun) -> list[dict[str, Any]]:
     policies = {_WARM_START: reference}
     for place, name in enumerate(config.loss.names):
         policies[name] = optimise(run, place, reference, evaluation)
-        pretrained.save(
-            config.model,
-            run.network,
-            policies[name],
-            workdir / "policies" / name,
-            tokenizer=run.task.tokenizer if isinstance(run.task, TextTask) else None,
-        )
+        run.save_policy(name, policies[name])
     rows = [{"method": name, **evaluation(params, reference)} for name, params in policies.items()]
     task_report.save(workdir, rows, config.loss.names)
     sampled = {name: evaluation.completions(params) for name, params in policies.items()}
@@ -136,7 +128,7 @@ def warm_start(run: task_run.TaskRun, evaluation: task_evaluation.Evaluation) ->
       UserError: training has diverged, or a checkpoint does not fit.
     """
     keys = run.config.train
-    start = None if run.start is None else mesh.place_state(run.mesh, run.start())
+    start = pretrained.load(run.config.model, run.mesh)
     if start is not None and not keys.warm_start_steps:
         return start
     agent = supervised.make(

@@ -82,7 +82,6 @@ def prepare(config: text_config.TextConfig, workdir: pathlib.Path) -> task_run.T
         held_out=data.held_out,
         train=data.train,
         stored=stored,
-        start=pretrained.loader(config.model),
         about=about,
     )
 

@@ -10,7 +10,7 @@ import pytest
 import safetensors
 
 from bellmax.agents import networks
-from bellmax.experiments import align, align_stages, errors, pretrained, reason
+from bellmax.experiments import align, align_stages, errors, mesh, pretrained, reason
 
 
 @pytest.fixture
@@ -25,9 +25,7 @@ def groups(tmp_path, save_checkpoint, pairs_file):
 
 
 def loaded(keys):
-    read = pretrained.loader(keys)
-    assert read is not None
-    return pretrained.network_shape(keys, 258), read()
+    return pretrained.network_shape(keys, 258), pretrained.load(keys, mesh.make_mesh())
 
 
 def test_a_policy_is_written_as_it_came(tmp_path, groups, tiny_config):
@@ -81,7 +79,7 @@ def test_a_policy_keeps_the_tokenizer_it_has_learnt(tmp_path, groups, tiny_confi
 
 def test_without_a_checkpoint_nothing_is_written(tmp_path, tiny_config):
     keys = tiny_config().model
-    assert pretrained.loader(keys) is None
+    assert pretrained.load(keys, mesh.make_mesh()) is None
     pretrained.save(keys, pretrained.network_shape(keys, 6), {}, tmp_path / "policy")
     assert not (tmp_path / "policy").exists()
 
@@ -103,8 +101,7 @@ def test_a_policy_is_written_in_the_precision_it_computed_with(tmp_path, groups,
 def test_the_reference_says_what_the_checkpoint_says(tmp_path, groups, tiny_config):
     """Log-probabilities of a pair's completion, by the network on unpadded text."""
     run = align_stages.prepare(tiny_config(**groups), tmp_path)
-    assert run.start is not None
-    chosen, _ = align_stages.cached_reference(run, run.start())
+    chosen, _ = align_stages.cached_reference(run, pretrained.load(run.config.model, run.mesh))
     network, params = networks.load_pretrained(tmp_path / "model")
     pairs = run.data.train
     for row in range(3):

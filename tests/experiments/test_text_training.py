@@ -15,6 +15,7 @@ from bellmax.configs.reason import gsm8k as gsm8k_config
 from bellmax.experiments import (
     errors,
     metrics,
+    pretrained,
     task_evaluation,
     task_methods,
     task_steps,
@@ -125,8 +126,7 @@ def test_rewards_are_the_verifiers(tmp_path, save_checkpoint):
         return task_steps.collect(run, method, params, rows.index, jax.random.key(0), rows)
 
     # As likely as any other, every id.
-    assert run.start is not None
-    params = jax.tree.map(np.zeros_like, run.start())
+    params = jax.tree.map(np.zeros_like, pretrained.load(config.model, run.mesh))
     batch = jax.device_get(jax.jit(collect)(params))
     some = 0
     for place, row in enumerate(rows.problem.solution.row):
@@ -198,9 +198,8 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, save_checkpoint):
     save_checkpoint(tmp_path / "model")
     (tmp_path / "model" / "model.safetensors").write_bytes(b"not weights")
     run = text_training.prepare(from_checkpoint(tmp_path), tmp_path)
-    assert run.start is not None
     with pytest.raises(errors.UserError, match=r"config\.model\.checkpoint .* cannot be read"):
-        run.start()
+        pretrained.load(run.config.model, run.mesh)
 
 
 def test_a_run_that_cannot_call_the_host_is_refused(tmp_path, monkeypatch):
