@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from bellmax import losses
+from bellmax.losses.diffusion import DataRange
 from bellmax.losses.ode import VelocityFn
 from bellmax.losses.paths import PathFn
 
@@ -148,12 +149,16 @@ def td2_cfm(*, num_steps: int = 10, path: PathFn = losses.linear_path) -> Object
     )
 
 
-def td_dd(*, num_steps: int = 20, num_levels: int = 1000) -> Objective:
+def td_dd(
+    *, num_steps: int = 20, num_levels: int = 1000, data_range: DataRange | None = None
+) -> Objective:
     """Returns TD-DD: denoising diffusion of the target's samples, noised afresh.
 
     Args:
       num_steps: DDIM steps of the bootstrap.
       num_levels: levels N of noise.
+      data_range: what denoised data are clipped to, in bootstraps and samples, see
+        `losses.ddim_sample`; None for the paper's.
 
     References:
       Farebrother et al., Temporal Difference Flows, 2025, appendix B.
@@ -161,18 +166,29 @@ def td_dd(*, num_steps: int = 20, num_levels: int = 1000) -> Objective:
     """
     return _diffusion(
         lambda target, draws, level, alpha_bars: losses.td_dd_bootstrap(
-            target, draws.noise, draws.fresh_noise, level, alpha_bars, num_steps=num_steps
+            target,
+            draws.noise,
+            draws.fresh_noise,
+            level,
+            alpha_bars,
+            num_steps=num_steps,
+            data_range=data_range,
         ),
         num_levels,
+        data_range,
     )
 
 
-def td2_dd(*, num_steps: int = 20, num_levels: int = 1000) -> Objective:
+def td2_dd(
+    *, num_steps: int = 20, num_levels: int = 1000, data_range: DataRange | None = None
+) -> Objective:
     """Returns TD2-DD: the target's own denoising, down to a level, and its noise there.
 
     Args:
       num_steps: DDIM steps of the bootstrap.
       num_levels: levels N of noise.
+      data_range: what denoised data are clipped to, in bootstraps and samples, see
+        `losses.ddim_sample`; None for the paper's.
 
     References:
       Farebrother et al., Temporal Difference Flows, 2025, appendix B.
@@ -180,13 +196,16 @@ def td2_dd(*, num_steps: int = 20, num_levels: int = 1000) -> Objective:
     """
     return _diffusion(
         lambda target, draws, level, alpha_bars: losses.td2_dd_bootstrap(
-            target, draws.noise, level, alpha_bars, num_steps=num_steps
+            target, draws.noise, level, alpha_bars, num_steps=num_steps, data_range=data_range
         ),
         num_levels,
+        data_range,
     )
 
 
-def _diffusion(bootstrap: LevelBootstrap, num_levels: int) -> Objective:
+def _diffusion(
+    bootstrap: LevelBootstrap, num_levels: int, data_range: DataRange | None
+) -> Objective:
     alpha_bars = losses.noise_schedule(num_levels=num_levels)
 
     def by_level(network: VelocityFn):
@@ -208,7 +227,13 @@ def _diffusion(bootstrap: LevelBootstrap, num_levels: int) -> Objective:
     def sample(network, noise, num_steps):
         top = jnp.full(noise.shape[:-1], num_levels - 1, jnp.int32)
         return losses.ddim_sample(
-            by_level(network), noise, top, jnp.full_like(top, -1), alpha_bars, num_steps=num_steps
+            by_level(network),
+            noise,
+            top,
+            jnp.full_like(top, -1),
+            alpha_bars,
+            num_steps=num_steps,
+            data_range=data_range,
         )
 
     def flow(network):

@@ -78,12 +78,17 @@ def train(config: HorizonConfig, workdir: pathlib.Path) -> list[dict[str, Any]]:
     source = horizon_sources.make_source(data, num_states=keys.evaluation_states, key=data_key)
     scale = horizon_evaluation.scale_of(source, standardise=config.data.standardise)
     stages = horizon_config.stages(config)
-    point_size, condition_size = source.states.shape[-1], source.states.shape[-1]
-    condition_size += source.actions.shape[-1]
+    point_size, action_size = source.states.shape[-1], source.actions.shape[-1]
+    data_range = horizon_evaluation.range_of(source, scale)
     # All of them first: a wrong name is found before the first is trained.
     models = [
         horizon_methods.make_model(
-            config, name, discount, point_size=point_size, condition_size=condition_size
+            config,
+            name,
+            discount,
+            point_size=point_size,
+            condition_size=point_size + action_size,
+            data_range=data_range,
         )
         for _, name, discount in stages
     ]
@@ -148,7 +153,7 @@ def train(config: HorizonConfig, workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 def _params(state: Any) -> Any:
     # The average over the last updates, which is also what is bootstrapped from.
-    return jax.device_get(state.target_params)
+    return mesh.gather(state.target_params)
 
 
 _FLAGS = config_lib.RunFlags("horizon") if __name__ == "__main__" else None

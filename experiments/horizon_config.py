@@ -73,6 +73,8 @@ class LossConfig:
       flow_steps: midpoint steps of a flow's bootstrap.
       diffusion_steps: DDIM steps of a diffusion's bootstrap.
       num_levels: levels of noise of a diffusion.
+      clip_to_data: whether what a diffusion denoises to is kept within the range of the states that
+        it learns from; False for the paper's.
       target_decay: of the target's average of the parameters, an update.
       beta: weight of the autoencoder's KL divergence.
       penalty_start: weight of the adversarial penalties at the first update.
@@ -85,6 +87,7 @@ class LossConfig:
     flow_steps: int
     diffusion_steps: int
     num_levels: int
+    clip_to_data: bool
     target_decay: float
     beta: float
     penalty_start: float

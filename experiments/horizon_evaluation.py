@@ -57,6 +57,20 @@ def scale_of(source: Source, *, standardise: bool) -> Scale:
     return Scale(*transitions.standardisation(table))
 
 
+def range_of(source: Source, scale: Scale) -> tuple[Float[Array, " D"], Float[Array, " D"]]:
+    """Returns the least and the greatest of the states that models of a source learn from.
+
+    Args:
+      source: the source.
+      scale: the units that models learn in.
+
+    Returns:
+      Both ends, in those units. [D] each.
+    """
+    states = scale.to_model(source.transitions.next_observations)
+    return states.min(axis=0), states.max(axis=0)
+
+
 class Evaluation:
     """Compares a model with the truth at fixed states, with fixed noise.
 

@@ -25,6 +25,7 @@ from bellmax.agents.networks import flow, mlp
 from bellmax.experiments import config as config_lib
 from bellmax.experiments.horizon_config import HorizonConfig, LossConfig
 from bellmax.experiments.optimizers import learning_rate_schedule, make_optimizer
+from bellmax.losses.diffusion import DataRange
 
 PATHS = {"linear": losses.linear_path, "curved": losses.curved_path}
 
@@ -46,33 +47,45 @@ class Model(NamedTuple):
     log_likelihood: Callable[[Params, Array, Array], Array] | None
 
 
-def _flow(name: str, loss: LossConfig, path: Any) -> Objective:
+class _States(NamedTuple):
+    """What networks and objectives are told of states, in the units that models learn in."""
+
+    point_size: int
+    condition_size: int
+    data_range: DataRange
+
+
+def _flow(name: str, loss: LossConfig, states: _States) -> Objective:
+    del states
     makers = {
         "td_cfm": horizon_objectives.td_cfm,
         "coupled_td_cfm": horizon_objectives.coupled_td_cfm,
         "td2_cfm": horizon_objectives.td2_cfm,
     }
-    return makers[name](num_steps=loss.flow_steps, path=path)
+    return makers[name](num_steps=loss.flow_steps, path=PATHS[loss.path])
 
 
-def _diffusion(name: str, loss: LossConfig, path: Any) -> Objective:
-    del path
+def _diffusion(name: str, loss: LossConfig, states: _States) -> Objective:
     makers = {"td_dd": horizon_objectives.td_dd, "td2_dd": horizon_objectives.td2_dd}
-    return makers[name](num_steps=loss.diffusion_steps, num_levels=loss.num_levels)
+    return makers[name](
+        num_steps=loss.diffusion_steps,
+        num_levels=loss.num_levels,
+        data_range=states.data_range if loss.clip_to_data else None,
+    )
 
 
 def _td_flow(
-    make_objective: Callable[[str, LossConfig, Any], Objective],
+    make_objective: Callable[[str, LossConfig, _States], Objective],
     name: str,
     config: HorizonConfig,
-    sizes: tuple[int, int],
+    states: _States,
     common: dict[str, Any],
 ) -> Model:
     model, train = config.model, config.train
     with config_lib.user_errors("config.model"):
         network = flow.FlowNetworkConfig(
-            point_size=sizes[0],
-            condition_size=sizes[1],
+            point_size=states.point_size,
+            condition_size=states.condition_size,
             hidden_sizes=model.hidden_sizes,
             u_shaped=model.u_shaped,
             time_features=model.time_features,
@@ -81,7 +94,7 @@ def _td_flow(
             time_sizes=model.time_sizes,
             condition_sizes=model.condition_sizes,
         )
-    objective = make_objective(name, config.loss, PATHS[config.loss.path])
+    objective = make_objective(name, config.loss, states)
     steps = train.evaluation_flow_steps
     if make_objective is _diffusion:
         steps = train.evaluation_diffusion_steps
@@ -97,7 +110,7 @@ def _td_flow(
     )
     return Model(
         agent=agent,
-        noise_size=sizes[0],
+        noise_size=states.point_size,
         sample=functools.partial(td_flow.sample, **bound, num_steps=steps),
         log_likelihood=functools.partial(
             td_flow.log_likelihood, **bound, num_steps=train.likelihood_steps
@@ -109,8 +122,8 @@ def _joined(network: mlp.MLPConfig, params: Params, first: Array, condition: Arr
     return mlp.apply(network, params, jnp.concatenate([first, condition], axis=-1))
 
 
-def _vae(config: HorizonConfig, sizes: tuple[int, int], common: dict[str, Any]) -> Model:
-    point, condition = sizes
+def _vae(config: HorizonConfig, states: _States, common: dict[str, Any]) -> Model:
+    point, condition = states.point_size, states.condition_size
     with config_lib.user_errors("config.model"):
         # Encoder and decoder are of one shape: latents are as large as points.
         network = mlp.MLPConfig(
@@ -140,8 +153,8 @@ def _vae(config: HorizonConfig, sizes: tuple[int, int], common: dict[str, Any]) 
     return Model(agent, 2 * point, sample, None)
 
 
-def _gan(config: HorizonConfig, sizes: tuple[int, int], common: dict[str, Any]) -> Model:
-    point, condition = sizes
+def _gan(config: HorizonConfig, states: _States, common: dict[str, Any]) -> Model:
+    point, condition = states.point_size, states.condition_size
     hidden, updates = config.model.baseline_sizes, config.train.num_updates
     with config_lib.user_errors("config.model"):
         generator, discriminator = (
@@ -193,7 +206,13 @@ METHODS: dict[str, Callable[..., Model]] = {
 
 
 def make_model(
-    config: HorizonConfig, name: str, discount: float, *, point_size: int, condition_size: int
+    config: HorizonConfig,
+    name: str,
+    discount: float,
+    *,
+    point_size: int,
+    condition_size: int,
+    data_range: DataRange,
 ) -> Model:
     """Binds a method to networks.
 
@@ -203,6 +222,8 @@ def make_model(
       discount: gamma.
       point_size: features of a state.
       condition_size: features of state and action.
+      data_range: the least and the greatest of each feature of the states that are learnt from, in
+        the units that models learn in.
 
     Returns:
       The model.
@@ -220,4 +241,4 @@ def make_model(
         "accumulate_steps": config.train.accumulate_steps,
     }
     with config_lib.user_errors("config.loss"):
-        return METHODS[name](config, (point_size, condition_size), common)
+        return METHODS[name](config, _States(point_size, condition_size, data_range), common)

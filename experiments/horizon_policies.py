@@ -16,6 +16,7 @@ from bellmax.agents import Params, td3
 from bellmax.agents.networks import mlp
 from bellmax.experiments import config as config_lib
 from bellmax.experiments import horizon_training
+from bellmax.experiments import mesh as mesh_lib
 from bellmax.experiments.horizon_config import HorizonConfig
 from bellmax.experiments.horizon_evaluation import Scale
 from bellmax.experiments.horizon_truth import POLICY_DISCOUNT, Source
@@ -76,7 +77,7 @@ def train_td3(
         return lambda states: mlp.apply(actor, params, scale.to_model(states))
 
     def evaluate(state: td3.State) -> Mapping[str, float]:
-        return {"policy/value": float(value_of(jax.device_get(state.actor_params)))}
+        return {"policy/value": float(value_of(mesh_lib.gather(state.actor_params)))}
 
     assert source.value_of is not None
     of_policy = source.value_of
@@ -100,4 +101,4 @@ def train_td3(
         mesh=mesh,
         evaluate=evaluate,
     )
-    return policy_of(jax.device_get(state.actor_params))
+    return policy_of(mesh_lib.gather(state.actor_params))

@@ -76,6 +76,28 @@ def final_rows(
     return rows + [of(name, discount, last[stage]) for stage, name, discount in stages]
 
 
+def curve(
+    workdir: pathlib.Path, stage: str, measure: str
+) -> tuple[Float[np.ndarray, " E"], Float[np.ndarray, " E"]]:
+    """Returns a measure of a model over its training.
+
+    Args:
+      workdir: folder of the run.
+      stage: name of the model's stage, see `horizon_config.stages`.
+      measure: a key of `MEASURES`.
+
+    Returns:
+      Updates, and the measure after them. [E], [E].
+    """
+    found = [
+        (row["updates"], row[f"evaluation/{measure}"])
+        for row in metrics.read_metrics(workdir)
+        if row["stage"] == stage and f"evaluation/{measure}" in row
+    ]
+    updates, values = np.array(found, np.float64).reshape(-1, 2).T
+    return updates, values
+
+
 def curves(workdir: pathlib.Path, stages: Sequence[tuple[str, str, float]]) -> list[plots.Panel]:
     """Returns the earth mover's distance over training, a panel a discount.
 
@@ -86,15 +108,13 @@ def curves(workdir: pathlib.Path, stages: Sequence[tuple[str, str, float]]) -> l
     Returns:
       Panels.
     """
-    rows = [row for row in metrics.read_metrics(workdir) if "evaluation/emd" in row]
     panels = []
     for discount in dict.fromkeys(discount for _, _, discount in stages):
-        series = []
-        for stage, name, own in stages:
-            if own == discount:
-                mine = [row for row in rows if row["stage"] == stage]
-                places = [row["updates"] for row in mine]
-                series.append(plots.Series(name, places, [row["evaluation/emd"] for row in mine]))
+        series = [
+            plots.Series(name, *curve(workdir, stage, "emd"))
+            for stage, name, own in stages
+            if own == discount
+        ]
         title = f"Discount {discount:g}"
         panels.append(plots.Panel(title, "updates", MEASURES["emd"], series, y_scale="log"))
     return panels

@@ -18,6 +18,9 @@ from bellmax.losses._checks import Knob
 
 # (point[..., D], level[...]) -> noise[..., D].
 NoiseFn = Callable[[Array, Array], Array]
+# The least and the greatest that data may be.
+DataRange = tuple[Float[Array, " D"] | float, Float[Array, " D"] | float]
+Bounds = tuple[Float[Array, "..."], Float[Array, "..."]]
 
 
 def noise_schedule(
@@ -125,6 +128,7 @@ def ddim_sample(
     alpha_bars: Float[Array, " N"],
     *,
     num_steps: int = 20,
+    data_range: DataRange | None = None,
 ) -> Float[Array, "*B D"]:
     r"""Returns points denoised from one level down to another by DDIM without noise (eta 0).
 
@@ -136,7 +140,12 @@ def ddim_sample(
     from level a to b, n times, over evenly spaced levels. Spaces are rounded up, so that `noise_fn`
     is not called at `end_level` but where a point starts there, and then stays. Where there are
     fewer levels than steps, some steps stand still. Gradients flow to `start` and what `noise_fn`
-    closes over; the schedule's is stopped here.
+    closes over; those of the schedule and the range are stopped here.
+
+    At N - 1 the error of a prediction is :math:`1 / \sqrt{\bar\alpha}` times as large in
+    :math:`\hat x`, 157 times by DDPM's schedule, and a network that is not yet good throws points
+    far away. With a `data_range` :math:`\hat x` is clipped to it, and the noise is what is left,
+    :math:`(x - \sqrt{\bar\alpha_a} \hat x) / \sqrt{1 - \bar\alpha_a}`, as in DDPM's code.
 
     Args:
       noise_fn: the network. (point [..., D], level [...]) -> noise [..., D].
@@ -145,12 +154,15 @@ def ddim_sample(
       end_level: at most `start_level`; -1 gives data without noise. [...].
       alpha_bars: the share of variance that each level keeps, falling. [N].
       num_steps: n, at least 1, and one evaluation each.
+      data_range: the least and the greatest that data may be, each a number or [D]; None does not
+        clip, as in the formula.
 
     Returns:
       Points at `end_level`. [..., D].
 
     Raises:
-      ValueError: the shapes do not fit, or `num_steps` is no integer of at least 1.
+      ValueError: the shapes do not fit, `num_steps` is no integer of at least 1, or `data_range`
+        is empty or of another shape.
       TypeError: a level is no integer, or another array is not floating point.
 
     References:
@@ -158,6 +170,7 @@ def ddim_sample(
     """
     (point,) = _vectors.vectors(start=start)
     _vectors.at_least_one("num_steps", num_steps)
+    bounds = _bounds(data_range, point)
     first, last = (
         _level(name, level, point)
         for name, level in (("start_level", start_level), ("end_level", end_level))
@@ -168,8 +181,9 @@ def ddim_sample(
         # -(-a // n) is a / n rounded up, so that the end comes last.
         level, lower = (last - (last - first) * rest // num_steps for rest in (left, left - 1))
         here, there = (_kept(kept, index)[..., None] for index in (level, lower))
-        ratio = jnp.sqrt(there / here)
         noise = _vectors.call("noise_fn", noise_fn, point, jnp.maximum(level, 0))
+        noise = _within(bounds, point, noise, here)
+        ratio = jnp.sqrt(there / here)
         share = jnp.sqrt(1 - there) - ratio * jnp.sqrt(1 - here)
         return ratio * point + share * noise, None
 
@@ -231,6 +245,7 @@ def td_dd_bootstrap(
     alpha_bars: Float[Array, " N"],
     *,
     num_steps: int = 20,
+    data_range: DataRange | None = None,
 ) -> tuple[Float[Array, "*B D"], Float[Array, "*B D"]]:
     r"""Returns the bootstrapped point and noise of TD-DD: a sample of the target, noised afresh.
 
@@ -247,12 +262,14 @@ def td_dd_bootstrap(
       level: i in [0, N - 1]. [...].
       alpha_bars: the share of variance that each level keeps, falling. [N].
       num_steps: steps of DDIM, one evaluation each.
+      data_range: see `ddim_sample`; None for the paper's.
 
     Returns:
       The point and the noise. [..., D] each.
 
     Raises:
-      ValueError: the shapes do not fit, or `num_steps` is no integer of at least 1.
+      ValueError: the shapes do not fit, `num_steps` is no integer of at least 1, or `data_range`
+        is empty or of another shape.
       TypeError: a level is no integer, or another array is not floating point.
 
     References:
@@ -263,8 +280,9 @@ def td_dd_bootstrap(
     index = _level("level", level, first)
     table = _table(alpha_bars)
     top = jnp.full_like(index, table.shape[0] - 1)
+    data = jnp.full_like(index, -1)
     sample = ddim_sample(
-        target_noise_fn, first, top, jnp.full_like(index, -1), table, num_steps=num_steps
+        target_noise_fn, first, top, data, table, num_steps=num_steps, data_range=data_range
     )
     point = diffusion_point(sample, second, _kept(table, index))
     return jax.lax.stop_gradient(point), second
@@ -277,12 +295,13 @@ def td2_dd_bootstrap(
     alpha_bars: Float[Array, " N"],
     *,
     num_steps: int = 20,
+    data_range: DataRange | None = None,
 ) -> tuple[Float[Array, "*B D"], Float[Array, "*B D"]]:
     r"""Returns the bootstrapped point and noise of TD2-DD: the target's, from noise to level i.
 
     .. math:: X^b_i = DDIM(Y_N \to i), \qquad \epsilon^b = \bar\epsilon(X^b_i, i)
 
-    Gradient-stopped here.
+    With a `data_range` it is the noise that DDIM would go on with. Gradient-stopped here.
 
     Args:
       target_noise_fn: the target network at the next state and action. (point [..., D],
@@ -291,12 +310,14 @@ def td2_dd_bootstrap(
       level: i in [0, N - 1]. [...].
       alpha_bars: the share of variance that each level keeps, falling. [N].
       num_steps: steps of DDIM, one evaluation each.
+      data_range: see `ddim_sample`; None for the paper's.
 
     Returns:
       The point and the noise. [..., D] each.
 
     Raises:
-      ValueError: the shapes do not fit, or `num_steps` is no integer of at least 1.
+      ValueError: the shapes do not fit, `num_steps` is no integer of at least 1, or `data_range`
+        is empty or of another shape.
       TypeError: a level is no integer, or another array is not floating point.
 
     References:
@@ -307,8 +328,12 @@ def td2_dd_bootstrap(
     index = _level("level", level, start)
     table = _table(alpha_bars)
     top = jnp.full_like(index, table.shape[0] - 1)
-    point = ddim_sample(target_noise_fn, start, top, index, table, num_steps=num_steps)
+    point = ddim_sample(
+        target_noise_fn, start, top, index, table, num_steps=num_steps, data_range=data_range
+    )
     predicted = _vectors.call("target_noise_fn", target_noise_fn, point, index)
+    share = _kept(table, index)[..., None].astype(point.dtype)
+    predicted = _within(_bounds(data_range, point), point, predicted, share)
     point, predicted = _checks.stop(point, predicted)
     return point, predicted
 
@@ -377,3 +402,36 @@ def _level(name: str, level: Array, point: Float[Array, "*B D"]) -> Int[Array, "
 def _kept(table: Float[Array, " N"], level: Int[Array, "*B"]) -> Float[Array, "*B"]:
     """Returns alpha-bar of each level, 1 at level -1. [...]."""
     return jnp.where(level < 0, 1, table[jnp.maximum(level, 0)])
+
+
+def _bounds(data_range: DataRange | None, point: Float[Array, "*B D"]) -> Bounds | None:
+    """Returns a range of data, checked and constant for differentiation."""
+    if data_range is None:
+        return None
+    low, high = data_range
+    if isinstance(low, int | float) and isinstance(high, int | float) and not low < high:
+        raise ValueError(f"data_range must rise from its least to its greatest, got {data_range}.")
+    ends = jax.lax.stop_gradient((jnp.asarray(low, point.dtype), jnp.asarray(high, point.dtype)))
+    for end in ends:
+        if end.shape not in ((), point.shape[-1:]):
+            raise ValueError(
+                f"data_range must hold numbers or arrays of shape {point.shape[-1:]}, got "
+                f"{end.shape}."
+            )
+    return ends
+
+
+def _within(
+    bounds: Bounds | None,
+    point: Float[Array, "*B D"],
+    noise: Float[Array, "*B D"],
+    kept: Float[Array, "*B 1"],
+) -> Float[Array, "*B D"]:
+    """Returns the noise that is left of a point when its data are clipped to a range."""
+    if bounds is None:
+        return noise
+    data = (point - jnp.sqrt(1 - kept) * noise) / jnp.sqrt(kept)
+    # Level -1 has no noise, and nothing to divide by.
+    ratio = jnp.sqrt(kept / jnp.where(kept < 1, 1 - kept, 1.0))
+    # What was within the range keeps its noise to the bit.
+    return noise + ratio * (data - jnp.clip(data, *bounds))

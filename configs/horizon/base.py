@@ -51,6 +51,7 @@ def get_config() -> ml_collections.ConfigDict:
                 "flow_steps": 10,  # Midpoint steps of a bootstrap.
                 "diffusion_steps": 20,  # DDIM steps of a bootstrap.
                 "num_levels": 1000,  # Of noise in a diffusion.
+                "clip_to_data": False,  # Keep what a diffusion denoises to within the data's range.
                 "target_decay": 0.99,  # Of the target, an update.
                 "beta": 0.5,  # vae: weight of the KL divergence.
                 "penalty_start": 0.05,  # gan: weight of the gradient penalties.

@@ -10,13 +10,14 @@ scripted one is worth 33.5).
 Expected, means of three seeds: on the circle at 0.95 energy distances of 0.042 for TD-CFM, 0.0051
 for TD-CFM(C) and 0.0018 for TD2-CFM, seeds within a quarter of them (claim `td_flow_circle`); in
 `maze_loop` at 0.9 and 0.98 earth mover's distances of 0.060 and 0.240 for TD-CFM, 0.033 and 0.085
-for TD-CFM(C), 0.032 and 0.076 for TD2-CFM (claim `td_flow_maze`, which has the others). The
-paper's GAN has residual networks, `--config.model.baseline_residual=True`: distances of 0.050 and
-0.122 there, the mean of seeds 0 and 1, and of 0.061 and 0.181 for the plain ones of these configs.
-Some of it is depth: of seed 0 they have 0.053 and 0.117, plain ones of as many layers, five, 0.053
-and 0.141.
-Cost: two minutes for the three flows of the circle on 2 CPU cores; ten minutes for a maze, where
-seven methods are trained at two discounts.
+for TD-CFM(C), 0.032 and 0.076 for TD2-CFM, 0.037 and 0.144 for TD-DD, 0.039 and 0.121 for TD2-DD,
+0.049 and 0.142 for the GAN (claim `td_flow_maze`, which has the others).
+Two keys are other than the paper's or than the base's in mazes. `loss.clip_to_data=True`: else some
+samples of a diffusion are metres off after so few updates, distances of 3.6 and 7.7 for TD-DD, 0.64
+and 10.3 for TD2-DD. `model.baseline_residual=True`: the GAN's networks are residual, as the
+paper's; plain ones come to 0.062 and 0.167.
+Cost: two minutes for the three flows of the circle on 2 CPU cores; 13 minutes on one core for a
+maze, where seven methods are trained at two discounts.
 
 Bodies of the DeepMind Control Suite (extra `dm-control`):
   python -m bellmax.experiments.horizon --config=td_flow:walker_walk --workdir=runs/walker
@@ -63,7 +64,11 @@ def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
     if variant in MAZE:
         config.update(
             {
-                "model": {"hidden_sizes": (128, 128, 128), "baseline_sizes": (128, 128, 128)},
+                "model": {
+                    "hidden_sizes": (128, 128, 128),
+                    "baseline_sizes": (128, 128, 128),
+                    "baseline_residual": True,
+                },
                 "optimizer": {"learning_rate": 1e-3, "warmup_steps": 200},
                 "data": {
                     "source": "maze",
@@ -71,7 +76,12 @@ def get_config(variant: str | None = None) -> ml_collections.ConfigDict:
                     "standardise": True,
                 },
                 # A target must have moved on 1 / (1 - discount) times before its futures are known.
-                "loss": {"names": METHODS, "discounts": (0.9, 0.98), "target_decay": 0.95},
+                "loss": {
+                    "names": METHODS,
+                    "discounts": (0.9, 0.98),
+                    "clip_to_data": True,
+                    "target_decay": 0.95,
+                },
                 "train": {"num_updates": 4000, "evaluation_states": 32, "evaluate_every": 40},
             }
         )

@@ -15,7 +15,7 @@ import pathlib
 import numpy as np
 
 from bellmax.configs.horizon import td_flow
-from bellmax.experiments import horizon, metrics, plots
+from bellmax.experiments import horizon, horizon_report, plots
 from bellmax.experiments.claims.claim import Claim, Outcome
 
 # In the order that they should have at the end, the best first.
@@ -43,15 +43,11 @@ def train(seed: int, directory: pathlib.Path) -> tuple[np.ndarray, dict[str, np.
     )
     workdir = directory / f"seed{seed}"
     horizon.run(config, workdir)
-    rows = [row for row in metrics.read_metrics(workdir) if "evaluation/energy_distance" in row]
     found = {
-        name: np.array(
-            [row["evaluation/energy_distance"] for row in rows if row["stage"].startswith(name)]
-        )
+        name: horizon_report.curve(workdir, f"{name}_{DISCOUNT:g}", "energy_distance")
         for name in METHODS
     }
-    updates = [row["updates"] for row in rows if row["stage"].startswith(METHODS[0])]
-    return np.array(updates), found
+    return found[METHODS[0]][0], {name: values for name, (_, values) in found.items()}
 
 
 def ahead_from(updates: np.ndarray, curves: dict[str, np.ndarray]) -> float:

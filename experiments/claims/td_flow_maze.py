@@ -8,11 +8,16 @@ The rules are orderings of the paper's table for this domain, fixed before these
 seeds: which of two methods is ahead, where the paper's gap is wide. TD2-CFM and TD-CFM(C), TD2-DD
 are next to each other there and are not ordered here.
 
-Nineteen of the twenty orderings hold. At 0.98 the earth mover's distance of TD2-DD is not below
-that of TD-DD: both throw some samples out of the maze, since a denoiser's error at the first of the
-levels is multiplied by 157, and 4,000 updates of a small network do not make it small. TD2-DD is
-ahead in likelihood and values. All models are far from the truth at 0.98: the paper's have hundreds
-of times as many parameters and 750 times as many updates.
+Nineteen of the twenty orderings hold. At 0.9 the earth mover's distance of TD2-DD, 0.039, is not
+below TD-DD's 0.037; it is ahead in energy distance (which this rule does not ask for), likelihood
+and values. All models are far from the truth at 0.98: the paper's have hundreds of times as many
+parameters and 750 times as many updates.
+
+This is the second run of these seeds. In the first both diffusions threw samples out of the maze,
+distances of 0.5 to 11, since a denoiser's error at the first of the levels is multiplied by
+157; that of TD2-DD was not below TD-DD's at 0.98, and all else held. Since then what they denoise
+is clipped to the range of the data, which was decided on seed 10, and the adversarial network has
+the paper's residual blocks.
 """
 
 import pathlib
@@ -124,7 +129,7 @@ CLAIM = Claim(
         "11.9; TD2-CFM .021 / -.843 / 8.74; TD-DD .149 / 2.97 / 1245; TD2-DD .027 / .761 / 11.1; "
         "MSE(V) of VAE 1822, GAN 1257"
     ),
-    budget="3 seeds of seven models at two discounts, 4,000 updates each, 30 min",
+    budget="3 seeds of seven models at two discounts, 4,000 updates each, 40 min",
     acceptance="means over seeds, at both discounts: "
     + ", ".join(f"{measure} of {ahead} below {behind}" for measure, ahead, behind in ORDER),
     default_seeds=3,

@@ -125,6 +125,32 @@ def test_only_the_target_is_bootstrapped_from(name):
     np.testing.assert_allclose((loss(width) - loss(-width)) / (2 * width), squared, rtol=2e-2)
 
 
+@pytest.mark.parametrize("name", DIFFUSIONS)
+def test_a_range_of_data_bounds_samples_and_bootstraps(name):
+    make = getattr(horizon_objectives, name)
+    rng = np.random.default_rng(1)
+    noise, direct, fresh = (jnp.asarray(rng.normal(size=(SIZE, 2)), jnp.float32) for _ in range(3))
+    draws = horizon_objectives.Draws(jnp.linspace(0.0, 0.9, SIZE), direct, noise, fresh)
+
+    def network(point, level):
+        del level
+        return 0.9 * point
+
+    def found(data_range):
+        objective = make(num_steps=3, num_levels=50, data_range=data_range)
+        loss = objective.loss(network, network, noise, draws, jnp.asarray(0.9))
+        return objective.sample(network, noise, 3), loss
+
+    samples, losses = found(None)
+    low, high = jnp.array([-0.2, 0.0]), jnp.array([0.05, 0.3])
+    assert not np.any((samples >= low) & (samples <= high))
+    clipped, narrow = found((low, high))
+    assert np.all((clipped >= low - 1e-6) & (clipped <= high + 1e-6))
+    assert not np.any(np.isclose(losses, narrow, rtol=1e-3)[1:])
+    # A range that holds all of them changes nothing.
+    assert_equal_trees(found((-100.0, 100.0)), (samples, losses))
+
+
 def test_target_follows():
     agent = make_agent(OBJECTIVES["td2_cfm"], target_rule=followers.average(0.75))
     start = agent.init(jax.random.key(0))

@@ -32,7 +32,9 @@ def test_loads_and_is_checked(specification):
     assert set(keys.loss.names) <= set(horizon_methods.METHODS)
     assert keys.train.num_updates >= keys.train.evaluate_every * keys.train.updates_per_step
     for _, name, discount in horizon_config.stages(keys):
-        model = horizon_methods.make_model(keys, name, discount, point_size=4, condition_size=6)
+        model = horizon_methods.make_model(
+            keys, name, discount, point_size=4, condition_size=6, data_range=(-1.0, 1.0)
+        )
         state = jax.eval_shape(model.agent.init, jax.random.key(0))
         assert state.step.shape == ()
 

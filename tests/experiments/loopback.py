@@ -7,10 +7,21 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from bellmax.experiments import metrics
 
 # A process that waits longer than this for another one hangs.
 SECONDS = 900
+
+
+def assert_same_rows(found: list[dict], expected: list[dict], rel: float, abs: float) -> None:
+    """Asserts that two runs have logged the same, but for the time it took."""
+    for row, other in zip(found, expected, strict=True):
+        assert row.keys() == other.keys()
+        for name, value in other.items():
+            near = value if isinstance(value, str) else pytest.approx(value, rel=rel, abs=abs)
+            assert row[name] == near or name == "wall_time_s", (name, row["step"])
 
 
 class Group:

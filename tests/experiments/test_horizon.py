@@ -1,6 +1,8 @@
 """Whole runs of `horizon`: what they learn and write, and that stopping them changes nothing."""
 
 import json
+import pathlib
+import runpy
 import shutil
 from typing import Any
 
@@ -16,6 +18,7 @@ from bellmax.experiments import (
     horizon,
     horizon_config,
     horizon_evaluation,
+    horizon_methods,
     horizon_sources,
     horizon_training,
     metrics,
@@ -133,6 +136,22 @@ def test_the_maze_pairs_transitions_with_the_policy_and_its_future(task):
     np.testing.assert_allclose(scale.to_model(both).std(axis=0), 1, rtol=1e-3)
     states = scale.from_model(scale.to_model(rows.observations))
     np.testing.assert_allclose(states, rows.observations, atol=1e-6)
+    low, high = (scale.from_model(end) for end in horizon_evaluation.range_of(source, scale))
+    np.testing.assert_allclose(low, rows.next_observations.min(axis=0), atol=1e-6)
+    np.testing.assert_allclose(high, rows.next_observations.max(axis=0), atol=1e-6)
+
+
+@pytest.mark.parametrize("clip", [True, False])
+def test_diffusions_keep_to_the_data_where_they_are_told_to(clip):
+    config = make_config(loss={"num_levels": 50, "clip_to_data": clip})
+    low, high = jnp.array([-0.1, 0.5]), jnp.array([0.1, 0.6])
+    model = horizon_methods.make_model(
+        config, "td_dd", 0.5, point_size=2, condition_size=3, data_range=(low, high)
+    )
+    params = model.agent.init(jax.random.key(0)).params
+    samples = model.sample(params, jax.random.normal(jax.random.key(1), (20, 2)), jnp.ones((20, 3)))
+    within = (samples >= low - 1e-6) & (samples <= high + 1e-6)
+    assert np.all(within) if clip else not np.all(within)
 
 
 @pytest.mark.slow
@@ -285,3 +304,32 @@ def test_the_command_line(run_main, tmp_path):
     assert code == 0, text
     rows = json.loads((tmp_path / "result.json").read_text())["rows"]
     assert [row["method"] for row in rows] == ["truth", "td_dd", "vae"]
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_of_two_devices(tmp_path):
+    """The command itself, with a policy that is trained and parameters that are spread."""
+    loopback = runpy.run_path(str(pathlib.Path(__file__).with_name("loopback.py")))
+    groups = {
+        **TINY,
+        "optimizer": {"warmup_steps": 0},
+        "data": {"num_transitions": 500, "policy": "td3", "standardise": True},
+        "loss": {**TINY["loss"], "names": "('td2_dd','gan')", "discounts": "(0.5,)"}
+        | {"diffusion_steps": 2, "num_levels": 50, "clip_to_data": True},
+        "train": {**TINY["train"], "policy_updates": 20, "mesh_fsdp": 2}
+        | {"evaluation_diffusion_steps": 2},
+    }
+    flags = [
+        f"--config.{key}.{name}={value}"
+        for key, keys in groups.items()
+        for name, value in keys.items()
+    ]
+    command = ("-m", "bellmax.experiments.horizon", "--config=td_flow:maze_loop", *flags)
+    rows = []
+    for count, devices in ((2, 1), (1, 2)):
+        folder = tmp_path / str(count)
+        flag = f"--workdir={folder}"
+        loopback["Group"](folder, *command, flag, count=count, devices=devices).finish()
+        rows.append(metrics.read_metrics(folder))
+    loopback["assert_same_rows"](*rows, rel=1e-3, abs=1e-4)
+    assert {row["stage"] for row in rows[0]} == {"policy", "td2_dd_0.5", "gan_0.5"}

@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from bellmax.experiments.claims import td_flow_circle, td_flow_long_horizon, td_flow_maze
+from bellmax.experiments.claims import (
+    registry,
+    td_flow_circle,
+    td_flow_curved_path,
+    td_flow_long_horizon,
+    td_flow_maze,
+)
 
 DISTANCES = {
     "linear/td_cfm": 0.04,
@@ -35,6 +41,39 @@ def test_each_part_of_the_circle_rule_can_fail(change, failing):
 def test_td_cfm_must_be_three_times_behind_both():
     found = td_flow_circle.verdicts(DISTANCES | {"linear/td_cfm": 0.0059})
     assert sum(found.values()) == 3
+
+
+@pytest.mark.parametrize(
+    ("coupled", "twice", "held"),
+    [
+        ((0.006, 0.011), (0.001, -0.002), True),
+        ((0.006, 0.010), (0.001, 0.002), False),
+        ((0.006, 0.010), (-0.0013, 0.0), False),
+        ((0.006, -0.010), (0.001, 0.001), False),
+    ],
+)
+def test_a_curved_path_must_cost_five_times_as_much_in_every_seed(coupled, twice, held):
+    costs = {"coupled_td_cfm": np.array(coupled), "td2_cfm": np.array(twice)}
+    assert td_flow_curved_path.holds(costs) == held
+
+
+def test_the_cost_of_a_curved_path_is_what_it_adds(tmp_path, monkeypatch):
+    def train(seed, path, directory):
+        shift = {"linear": 0.0, "curved": 0.01 * seed}[path]
+        return np.array([0, 10]), {
+            "coupled_td_cfm": np.array([1.0, 0.1 + shift]),
+            "td2_cfm": np.array([1.0, 0.2 + shift / 10]),
+        }
+
+    monkeypatch.setattr(td_flow_curved_path, "train", train)
+    outcome = registry.load("td_flow_curved_path").run(2, tmp_path)
+    assert outcome.passed
+    costs = outcome.details["costs"]
+    np.testing.assert_allclose(costs["coupled_td_cfm"], [0.03, 0.04], rtol=1e-9)
+    np.testing.assert_allclose(costs["td2_cfm"], [0.003, 0.004], rtol=1e-9)
+    assert "a curved path costs coupled_td_cfm +0.0350 (+0.0300 to +0.0400)" in outcome.figure
+    assert outcome.picture is not None
+    assert outcome.picture.read_bytes().startswith(b"\x89PNG")
 
 
 def maze_means():

@@ -214,7 +214,7 @@ def test_a_run_that_cannot_call_the_host_is_refused(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_two_processes_equal_one_of_two_devices(tmp_path):
     """The command itself; each process checks its own rows, and the files that both prepare."""
-    group = runpy.run_path(str(pathlib.Path(__file__).with_name("loopback.py")))["Group"]
+    loopback = runpy.run_path(str(pathlib.Path(__file__).with_name("loopback.py")))
     config = dataclasses.asdict(
         text_cases.make_config(
             tmp_path, data={"cache_dir": ""}, train={"mesh_fsdp": 2, "temperature": 2.0}
@@ -229,13 +229,10 @@ def test_two_processes_equal_one_of_two_devices(tmp_path):
     rows = []
     for count, devices in ((2, 1), (1, 2)):
         folder = tmp_path / str(count)
-        group(folder, *command, f"--workdir={folder}", count=count, devices=devices).finish()
+        flag = f"--workdir={folder}"
+        loopback["Group"](folder, *command, flag, count=count, devices=devices).finish()
         rows.append(metrics.read_metrics(folder))
-    for found, expected in zip(*rows, strict=True):
-        assert found.keys() == expected.keys()
-        for name, value in expected.items():
-            near = value if isinstance(value, str) else pytest.approx(value, rel=1e-4, abs=1e-5)
-            assert found[name] == near or name == "wall_time_s", (name, found["step"])
+    loopback["assert_same_rows"](*rows, rel=1e-4, abs=1e-5)
     assert len(rows[0]) == 8
 
 

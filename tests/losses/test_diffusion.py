@@ -31,12 +31,12 @@ def point_mass_noise(place):
     return noise_fn
 
 
-def ddim(noise_fn, start, start_level, end_level, num_steps):
+def ddim(noise_fn, start, start_level, end_level, num_steps, data_range=None):
     with jax.enable_x64(True):
         levels = [jnp.asarray(level, jnp.int32) for level in (start_level, end_level)]
         function = jax.jit(
             lambda x, a, b: losses.ddim_sample(
-                noise_fn, x, a, b, table(x.dtype), num_steps=num_steps
+                noise_fn, x, a, b, table(x.dtype), num_steps=num_steps, data_range=data_range
             )
         )
         return np.asarray(function(jnp.asarray(start, jnp.float64), *levels))
@@ -107,6 +107,65 @@ def test_network_is_never_asked_for_the_end_level():
     for first in ([999, 999, 999], [0, 4, 501], [5, 30, 600], [-1, 4, 501]):
         found = losses.ddim_sample(noise_fn, start, jnp.array(first), end, table())
         assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("num_steps", [1, 20])
+def test_what_is_denoised_is_clipped(num_steps):
+    # A network that knows a point mass at 1.7, clipped to 1.5: data are 1.5 at every level, and
+    # the noise is what is left of the start, so that all levels lie on the line of one noise.
+    start_level, end_level, start = np.array([999, 700, 999]), np.array([-1, -1, 300]), 0.4
+    shares = kept(start_level)
+    noise = (start - np.sqrt(shares) * 1.5) / np.sqrt(1 - shares)
+    shares = kept(end_level)
+    expected = np.sqrt(shares) * 1.5 + np.sqrt(1 - shares) * noise
+    starts = np.full((3, 1), start)
+    found = ddim(point_mass_noise(1.7), starts, start_level, end_level, num_steps, (-1.5, 1.5))
+    np.testing.assert_allclose(found[:, 0], expected, rtol=1e-11)
+    flipped = ddim(point_mass_noise(-1.7), -starts, start_level, end_level, num_steps, (-1.5, 1.5))
+    np.testing.assert_allclose(flipped, -found, rtol=1e-11)
+    free, within = (
+        ddim(point_mass_noise(1.7), starts, start_level, end_level, num_steps, limits)
+        for limits in (None, (-1.0, 1.8))
+    )
+    np.testing.assert_array_equal(within, free)
+
+
+def test_an_error_at_the_first_level_stays_within_the_range():
+    def noise_fn(point, level):
+        return point_mass_noise(1.7)(point, level) - jnp.where(level == 999, 0.5, 0.0)[..., None]
+
+    arguments = (noise_fn, [[0.4]], [999], [-1], 1)
+    # 1.7 and 157 times the error.
+    far = 1.7 + 0.5 * np.sqrt((1 - KEPT[999]) / KEPT[999])
+    np.testing.assert_allclose(ddim(*arguments), [[far]], rtol=1e-9)
+    np.testing.assert_allclose(ddim(*arguments, (-1.0, 2.5)), [[2.5]], rtol=1e-11)
+
+
+def test_each_feature_has_a_range_of_its_own():
+    start = jnp.zeros((1, 3))
+    top, data = jnp.array([999]), jnp.array([-1])
+    bounds = (jnp.array([-1.0, 2.0, -1.0]), jnp.array([1.0, 3.0, 5.0]))
+
+    def sample(data_range):
+        noise_fn = point_mass_noise(jnp.array([4.0, 0.0, 4.0]))
+        return losses.ddim_sample(noise_fn, start, top, data, table(), data_range=data_range)
+
+    np.testing.assert_allclose(sample(bounds), [[1.0, 2.0, 4.0]], rtol=1e-4)
+    for gradient in jax.grad(lambda ends: sample(ends).sum())(bounds):
+        np.testing.assert_array_equal(gradient, np.zeros(3))
+
+
+def test_data_that_are_not_denoised_are_not_clipped():
+    def sample(start):
+        level = jnp.array([-1, 5])
+        return losses.ddim_sample(
+            point_mass_noise(0.3), start, level, level, table(), data_range=(-1.0, 1.0)
+        )
+
+    start = jnp.array([[4.0], [5.0]])
+    np.testing.assert_array_equal(sample(start), start)
+    gradient = jax.grad(lambda start: sample(start).sum())(start)
+    np.testing.assert_array_equal(gradient, np.ones((2, 1)))
 
 
 @pytest.mark.parametrize("dtype", [jnp.int8, jnp.int16])
@@ -182,6 +241,27 @@ def test_bootstraps_of_a_point_mass():
     np.testing.assert_allclose(
         squared[0], np.sqrt(share) * place + np.sqrt(1 - share) * own, rtol=1e-11
     )
+    np.testing.assert_allclose(squared[1], own, rtol=1e-9)
+
+
+def test_bootstraps_clip_what_they_denoise():
+    noise, fresh = np.array([[0.3], [-1.0]]), np.array([[0.9], [0.2]])
+    level = np.array([150, 800])
+    with jax.enable_x64(True):
+        first, second, levels = (jnp.asarray(a) for a in (noise, fresh, level))
+        network, shares = point_mass_noise(1.7), table(jnp.float64)
+        plain = losses.td_dd_bootstrap(
+            network, first, second, levels, shares, data_range=(0.0, 1.5)
+        )
+        squared = losses.td2_dd_bootstrap(network, first, levels, shares, data_range=(0.0, 1.5))
+    share = kept(level)[:, None]
+    np.testing.assert_allclose(
+        plain[0], np.sqrt(share) * 1.5 + np.sqrt(1 - share) * fresh, rtol=1e-11
+    )
+    own = (noise - np.sqrt(KEPT[999]) * 1.5) / np.sqrt(1 - KEPT[999])
+    point = np.sqrt(share) * 1.5 + np.sqrt(1 - share) * own
+    np.testing.assert_allclose(squared[0], point, rtol=1e-11)
+    # What is learnt is what DDIM would go on with: the noise of the line to 1.5.
     np.testing.assert_allclose(squared[1], own, rtol=1e-9)
 
 
@@ -334,6 +414,16 @@ def test_wrong_arguments_are_named():
         (
             lambda: losses.ddim_sample(network, zero, level, level, shares, num_steps=0),
             "num_steps",
+        ),
+        (
+            lambda: losses.ddim_sample(network, zero, level, level, shares, data_range=(1.0, 1.0)),
+            "data_range",
+        ),
+        (
+            lambda: losses.ddim_sample(
+                network, zero, level, level, shares, data_range=(-1.0, jnp.ones(2))
+            ),
+            "data_range",
         ),
         (
             lambda: losses.ddim_sample(lambda x, i: x[0], zero, level, level, shares),
