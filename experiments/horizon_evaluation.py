@@ -67,8 +67,8 @@ def range_of(source: Source, scale: Scale) -> tuple[Float[Array, " D"], Float[Ar
     Returns:
       Both ends, in those units. [D] each.
     """
-    states = scale.to_model(source.transitions.next_observations)
-    return states.min(axis=0), states.max(axis=0)
+    states = source.transitions.next_observations
+    return scale.to_model(states.min(axis=0)), scale.to_model(states.max(axis=0))
 
 
 class Evaluation:

@@ -76,26 +76,29 @@ def final_rows(
     return rows + [of(name, discount, last[stage]) for stage, name, discount in stages]
 
 
-def curve(
-    workdir: pathlib.Path, stage: str, measure: str
-) -> tuple[Float[np.ndarray, " E"], Float[np.ndarray, " E"]]:
-    """Returns a measure of a model over its training.
+def by_update(
+    workdir: pathlib.Path, stages: Mapping[str, str], measure: str
+) -> dict[str, tuple[Float[np.ndarray, " E"], Float[np.ndarray, " E"]]]:
+    """Returns a measure of models over their training.
 
     Args:
       workdir: folder of the run.
-      stage: name of the model's stage, see `horizon_config.stages`.
+      stages: the models' stages, see `horizon_config.stages`, by any names.
       measure: a key of `MEASURES`.
 
     Returns:
-      Updates, and the measure after them. [E], [E].
+      By name updates, and the measure after them. [E], [E].
     """
-    found = [
-        (row["updates"], row[f"evaluation/{measure}"])
-        for row in metrics.read_metrics(workdir)
-        if row["stage"] == stage and f"evaluation/{measure}" in row
-    ]
-    updates, values = np.array(found, np.float64).reshape(-1, 2).T
-    return updates, values
+    key = f"evaluation/{measure}"
+    found: dict[str, list[tuple[float, float]]] = {stage: [] for stage in stages.values()}
+    for row in metrics.read_metrics(workdir):
+        if key in row and row["stage"] in found:
+            found[row["stage"]].append((row["updates"], row[key]))
+    curves = {}
+    for name, stage in stages.items():
+        updates, values = np.array(found[stage], np.float64).reshape(-1, 2).T
+        curves[name] = updates, values
+    return curves
 
 
 def curves(workdir: pathlib.Path, stages: Sequence[tuple[str, str, float]]) -> list[plots.Panel]:
@@ -108,12 +111,11 @@ def curves(workdir: pathlib.Path, stages: Sequence[tuple[str, str, float]]) -> l
     Returns:
       Panels.
     """
+    found = by_update(workdir, {stage: stage for stage, _, _ in stages}, "emd")
     panels = []
     for discount in dict.fromkeys(discount for _, _, discount in stages):
         series = [
-            plots.Series(name, *curve(workdir, stage, "emd"))
-            for stage, name, own in stages
-            if own == discount
+            plots.Series(name, *found[stage]) for stage, name, own in stages if own == discount
         ]
         title = f"Discount {discount:g}"
         panels.append(plots.Panel(title, "updates", MEASURES["emd"], series, y_scale="log"))

@@ -52,10 +52,8 @@ def train(
     )
     workdir = directory / f"seed{seed}_{path}"
     horizon.run(config, workdir)
-    found = {
-        name: horizon_report.curve(workdir, f"{name}_{DISCOUNT:g}", "energy_distance")
-        for name in METHODS
-    }
+    stages = {name: f"{name}_{DISCOUNT:g}" for name in METHODS}
+    found = horizon_report.by_update(workdir, stages, "energy_distance")
     return found[METHODS[0]][0], {name: values for name, (_, values) in found.items()}
 
 

@@ -43,10 +43,8 @@ def train(seed: int, directory: pathlib.Path) -> tuple[np.ndarray, dict[str, np.
     )
     workdir = directory / f"seed{seed}"
     horizon.run(config, workdir)
-    found = {
-        name: horizon_report.curve(workdir, f"{name}_{DISCOUNT:g}", "energy_distance")
-        for name in METHODS
-    }
+    stages = {name: f"{name}_{DISCOUNT:g}" for name in METHODS}
+    found = horizon_report.by_update(workdir, stages, "energy_distance")
     return found[METHODS[0]][0], {name: values for name, (_, values) in found.items()}
 
 

@@ -15,15 +15,6 @@ from bellmax.experiments import metrics
 SECONDS = 900
 
 
-def assert_same_rows(found: list[dict], expected: list[dict], rel: float, abs: float) -> None:
-    """Asserts that two runs have logged the same, but for the time it took."""
-    for row, other in zip(found, expected, strict=True):
-        assert row.keys() == other.keys()
-        for name, value in other.items():
-            near = value if isinstance(value, str) else pytest.approx(value, rel=rel, abs=abs)
-            assert row[name] == near or name == "wall_time_s", (name, row["step"])
-
-
 class Group:
     """All processes of one run, started by one command each."""
 
@@ -101,3 +92,24 @@ class Group:
     def finish(self) -> None:
         for code, stderr in self.end():
             assert code == 0, stderr[-3000:]
+
+
+def two_as_one(folder: pathlib.Path, *command: str, rel: float, abs: float) -> list[dict]:
+    """Runs a command as two processes of a device and as one of two, and asserts equal metrics.
+
+    Returns:
+      The rows of the two processes.
+    """
+    rows = []
+    for count, devices in ((2, 1), (1, 2)):
+        workdir = folder / str(count)
+        flag = f"--workdir={workdir}"
+        Group(workdir, *command, flag, count=count, devices=devices).finish()
+        rows.append(metrics.read_metrics(workdir))
+    found, expected = rows
+    for row, other in zip(found, expected, strict=True):
+        assert row.keys() == other.keys()
+        for name, value in other.items():
+            near = value if isinstance(value, str) else pytest.approx(value, rel=rel, abs=abs)
+            assert row[name] == near or name == "wall_time_s", (name, row["step"])
+    return found

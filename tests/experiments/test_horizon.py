@@ -309,7 +309,7 @@ def test_the_command_line(run_main, tmp_path):
 @pytest.mark.slow
 def test_two_processes_equal_one_of_two_devices(tmp_path):
     """The command itself, with a policy that is trained and parameters that are spread."""
-    loopback = runpy.run_path(str(pathlib.Path(__file__).with_name("loopback.py")))
+    two_as_one = runpy.run_path(str(pathlib.Path(__file__).with_name("loopback.py")))["two_as_one"]
     groups = {
         **TINY,
         "optimizer": {"warmup_steps": 0},
@@ -325,11 +325,5 @@ def test_two_processes_equal_one_of_two_devices(tmp_path):
         for name, value in keys.items()
     ]
     command = ("-m", "bellmax.experiments.horizon", "--config=td_flow:maze_loop", *flags)
-    rows = []
-    for count, devices in ((2, 1), (1, 2)):
-        folder = tmp_path / str(count)
-        flag = f"--workdir={folder}"
-        loopback["Group"](folder, *command, flag, count=count, devices=devices).finish()
-        rows.append(metrics.read_metrics(folder))
-    loopback["assert_same_rows"](*rows, rel=1e-3, abs=1e-4)
-    assert {row["stage"] for row in rows[0]} == {"policy", "td2_dd_0.5", "gan_0.5"}
+    rows = two_as_one(tmp_path, *command, rel=1e-3, abs=1e-4)
+    assert {row["stage"] for row in rows} == {"policy", "td2_dd_0.5", "gan_0.5"}

@@ -214,7 +214,7 @@ def test_a_run_that_cannot_call_the_host_is_refused(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_two_processes_equal_one_of_two_devices(tmp_path):
     """The command itself; each process checks its own rows, and the files that both prepare."""
-    loopback = runpy.run_path(str(pathlib.Path(__file__).with_name("loopback.py")))
+    two_as_one = runpy.run_path(str(pathlib.Path(__file__).with_name("loopback.py")))["two_as_one"]
     config = dataclasses.asdict(
         text_cases.make_config(
             tmp_path, data={"cache_dir": ""}, train={"mesh_fsdp": 2, "temperature": 2.0}
@@ -226,14 +226,8 @@ def test_two_processes_equal_one_of_two_devices(tmp_path):
         for name, value in config[key].items()
     ]
     command = ("-m", "bellmax.experiments.reason", "--config=gsm8k", *flags)
-    rows = []
-    for count, devices in ((2, 1), (1, 2)):
-        folder = tmp_path / str(count)
-        flag = f"--workdir={folder}"
-        loopback["Group"](folder, *command, flag, count=count, devices=devices).finish()
-        rows.append(metrics.read_metrics(folder))
-    loopback["assert_same_rows"](*rows, rel=1e-4, abs=1e-5)
-    assert len(rows[0]) == 8
+    rows = two_as_one(tmp_path, *command, rel=1e-4, abs=1e-5)
+    assert len(rows) == 8
 
 
 @pytest.mark.parametrize("variant", [None, "grpo"])
