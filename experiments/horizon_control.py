@@ -18,7 +18,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from bellmax.agents import TransitionBatch
 from bellmax.envs.adapters import dm_control, dm_control_states
-from bellmax.experiments import collecting, errors, horizon_truth
+from bellmax.experiments import collecting, errors, horizon_truth, progress
 from bellmax.experiments import config as config_lib
 from bellmax.experiments.data import transitions
 from bellmax.experiments.horizon_config import DataConfig
@@ -85,6 +85,7 @@ def _collected(config: DataConfig, domain: str, task: str, key: PRNGKeyArray) ->
     steps = -(-config.num_transitions // _NUM_ENVIRONMENTS)
 
     def collect():
+        progress.say(f"collecting {config.num_transitions:,} transitions of {config.task}, once")
         environment = dm_control.make(domain, task)
         (size,) = environment.action_spec.shape
         table = collecting.collect(

@@ -1,20 +1,16 @@
 """The loop that every binary shares: batches, steps, metrics, evaluation, checkpoints, progress."""
 
 import pathlib
-import sys
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
-import rich.console
-import rich.progress
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
 from bellmax.agents import Metrics
-from bellmax.experiments import errors, interruptions, processes, step_program
+from bellmax.experiments import errors, interruptions, processes, progress, step_program
 from bellmax.experiments import mesh as mesh_lib
 from bellmax.experiments.checkpoint import Checkpointer
 from bellmax.experiments.metrics import MetricsWriter
@@ -24,7 +20,6 @@ from bellmax.experiments.metrics import MetricsWriter
 _MOST_STEPS_UNDER_WAY = 16
 # So many steps without an update, or as many as make a row, and training has ended by itself.
 _MOST_SKIPPED_IN_A_ROW = 5
-_SECONDS_BETWEEN_PLAIN_LINES = 10.0
 
 
 class Batches(Protocol):
@@ -144,16 +139,19 @@ def run_stage(
         batches.set_state(position["batches"])
     if start is not None and start >= schedule.num_steps:
         checkpointer.close()
-        _say(f"{name}: finished before, restored from step {start}.")
+        progress.say(f"{name}: finished before, restored from step {start}.")
         return state
     if start is not None:
-        _say(f"{name}: goes on from the checkpoint of step {start}.")
+        progress.say(f"{name}: goes on from the checkpoint of step {start}.")
     writer = MetricsWriter(workdir, name, resume_step=start)
     step = step_program.jit_step(train_step, mesh, shardings)
     loop = _Loop(name, state, step, batches, schedule, run_key, mesh, writer, checkpointer)
     try:
-        with interruptions.during_a_stage(), _Progress(name, schedule.num_steps) as progress:
-            loop.run(start, position, evaluate, progress)
+        with (
+            interruptions.during_a_stage(),
+            progress.Progress(name, schedule.num_steps, unit="steps") as shown,
+        ):
+            loop.run(start, position, evaluate, shown)
         checkpointer.wait()
     except Exception as error:
         if jax.process_count() > 1 and processes.is_lost(error):
@@ -182,7 +180,7 @@ class _Loop:
         self._run_key, self._mesh, self._writer, self._saver = run_key, mesh, writer, saver
         self._agreement = processes.Agreement()
 
-    def run(self, start, position, evaluate, progress):
+    def run(self, start, position, evaluate, shown):
         window: list[Metrics] = list(position["window"])
         self._skipped = position["skipped"]
         self._skipped_in_a_row = position["skipped_in_a_row"]
@@ -190,7 +188,7 @@ class _Loop:
         first = 0 if start is None else start
         if start is None and evaluate is not None:
             self._writer.write(0, evaluate(self.state, 0))
-        progress.at(first, None)
+        shown.at(first, None)
         for step in range(first + 1, schedule.num_steps + 1):
             batch = mesh_lib.place_batch(self._mesh, next(self._batches))
             self.state, metrics = self._step(self.state, batch, self._run_key)
@@ -200,10 +198,10 @@ class _Loop:
             if len(window) % _MOST_STEPS_UNDER_WAY == 0:
                 jax.block_until_ready(metrics)
             if logs:
-                self._log(window, step, progress)
+                self._log(window, step, shown)
                 window = []
             else:
-                progress.at(step, None)
+                shown.at(step, None)
             if evaluate is not None and (step % schedule.evaluate_every == 0 or last):
                 self._writer.write(step, evaluate(self.state, step))
             wish = self._agreement.after_step()
@@ -229,14 +227,14 @@ class _Loop:
         }
         self._saver.save(step, self.state, position)
 
-    def _log(self, window: list[Metrics], step: int, progress: "_Progress") -> None:
+    def _log(self, window: list[Metrics], step: int, shown: progress.Progress) -> None:
         fetched = jax.device_get(window)
         row = {key: float(np.mean([float(m[key]) for m in fetched])) for key in fetched[0]}
         if "updates/skipped" in row:
             # A count, not a rate: its mean over a window would mean nothing.
             row["updates/skipped"] = float(fetched[-1]["updates/skipped"])
         self._writer.write(step, row)
-        progress.at(step, row["loss"])
+        shown.at(step, f"loss {row['loss']:.4f}")
         skipped = 0.0
         for metrics in fetched:
             count = float(metrics.get("updates/skipped", 0.0))
@@ -260,60 +258,3 @@ class _Loop:
             f"{self._name}: {what} at step {step}; {kept}. Lower the learning rate, clip "
             "gradients, or look at the data."
         )
-
-
-class _Progress:
-    """A bar with rate and time left; plain lines now and then where there is no terminal."""
-
-    def __init__(self, name: str, num_steps: int):
-        self._name, self._num_steps = name, num_steps
-        self._console = rich.console.Console(stderr=True)
-        self._bar = None
-        self._loss = ""
-        self._first: tuple[int, float] | None = None
-        self._last_line = time.monotonic()
-        if self._console.is_terminal and jax.process_index() == 0:
-            self._bar = rich.progress.Progress(
-                rich.progress.TextColumn("{task.description}"),
-                rich.progress.BarColumn(),
-                rich.progress.MofNCompleteColumn(),
-                rich.progress.TextColumn("{task.fields[rate]}"),
-                rich.progress.TimeElapsedColumn(),
-                rich.progress.TimeRemainingColumn(),
-                rich.progress.TextColumn("{task.fields[loss]}"),
-                console=self._console,
-            )
-
-    def __enter__(self):
-        if self._bar is not None:
-            self._bar.start()
-            self._task = self._bar.add_task(self._name, total=self._num_steps, rate="", loss="")
-        return self
-
-    def __exit__(self, *_):
-        if self._bar is not None:
-            self._bar.stop()
-
-    def at(self, step: int, loss: float | None) -> None:
-        now = time.monotonic()
-        if self._first is None:
-            self._first = (step, now)
-        done, seconds = step - self._first[0], now - self._first[1]
-        rate = done / seconds if seconds > 0 else 0.0
-        if self._bar is not None:
-            if loss is not None:
-                self._loss = f"loss {loss:.4f}"
-            shown = f"{rate:.1f} steps/s"
-            self._bar.update(self._task, completed=step, rate=shown, loss=self._loss)
-        elif loss is not None and now - self._last_line > _SECONDS_BETWEEN_PLAIN_LINES:
-            self._last_line = now
-            left = (self._num_steps - step) / rate if rate > 0 else float("inf")
-            _say(
-                f"{self._name}: step {step}/{self._num_steps}, loss {loss:.4f}, {rate:.1f} "
-                f"steps/s, {left:.0f} s left"
-            )
-
-
-def _say(line: str) -> None:
-    if jax.process_index() == 0:
-        print(line, file=sys.stderr, flush=True)

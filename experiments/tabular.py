@@ -14,7 +14,6 @@ files anew.
 """
 
 import pathlib
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +27,7 @@ from bellmax.experiments import (
     errors,
     metrics,
     plots,
+    progress,
     tabular_config,
     tabular_fixed_points,
     tabular_games,
@@ -60,13 +60,13 @@ def solve(config: tabular_config.TabularConfig, workdir: pathlib.Path) -> dict[s
         trees = {name: tabular_trees.make_tree(name, config) for name in config.trees.names}
         game_rows, panels = [], []
         for name, game in games.items():
-            _announce(f"{name}: {game.num_actions} actions, {', '.join(config.games.methods)}")
+            progress.say(f"{name}: {game.num_actions} actions, {', '.join(config.games.methods)}")
             rows, panel = _solve_game(name, game, config, workdir)
             game_rows += rows
             panels.append(panel)
         tree_rows, comparisons = [], []
         for name, tree in trees.items():
-            _announce(f"{name}: {tree.horizon} turns, {', '.join(config.trees.methods)}")
+            progress.say(f"{name}: {tree.horizon} turns, {', '.join(config.trees.methods)}")
             rows, compared, panel = _solve_tree(name, tree, config, workdir)
             tree_rows += rows
             comparisons += compared
@@ -78,10 +78,6 @@ def solve(config: tabular_config.TabularConfig, workdir: pathlib.Path) -> dict[s
     metrics.print_table("Trees after the last step", tree_rows)
     metrics.print_table("Equilibrium of conversations against other policies", comparisons)
     return result
-
-
-def _announce(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _write(workdir: pathlib.Path, stage: str, steps: np.ndarray, series: dict[str, np.ndarray]):
@@ -174,9 +170,9 @@ def run(config: AnyConfig, workdir: pathlib.Path) -> dict[str, Any]:
       UserError: the config is wrong.
     """
     if isinstance(config, tabular_fixed_points.Config):
-        return tabular_fixed_points.solve(config, workdir, _announce)
+        return tabular_fixed_points.solve(config, workdir, progress.say)
     if isinstance(config, tabular_q_lambda.Config):
-        return tabular_q_lambda.solve(config, workdir, _announce)
+        return tabular_q_lambda.solve(config, workdir, progress.say)
     return solve(config, workdir)
 
 
@@ -191,7 +187,7 @@ def main(argv: Sequence[str]) -> None:
     config, workdir = _FLAGS.read()
     parsed = parse(config)
     config_lib.save_run_config(workdir, config)
-    _announce(
+    progress.say(
         f"{announcement.versions()}, {jax.devices()[0].platform}, float64; workdir: {workdir}"
     )
     run(parsed, workdir)

@@ -43,14 +43,13 @@ iterates in all chains but the first, takes up to 50. What it saves is the choic
 """
 
 import pathlib
-import sys
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bellmax.experiments import plots, tabular_fixed_points, tabular_laws
+from bellmax.experiments import plots, progress, tabular_fixed_points, tabular_laws
 from bellmax.experiments.claims.claim import Claim, Outcome
 
 NOISY, CERTAIN = ("two_state", "chain", "high_random"), ("low_random",)
@@ -129,7 +128,7 @@ def measure(config: tabular_fixed_points.Config, workdir: pathlib.Path) -> Found
     """
     keys = config.fixed_points
     workdir.mkdir(parents=True, exist_ok=True)
-    rows = tabular_fixed_points.solve(config, workdir, _announce)
+    rows = tabular_fixed_points.solve(config, workdir, progress.say)
     places = [(name, discount) for name in keys.environments for discount in keys.discounts]
 
     def column(place: Place, key: str) -> dict[str, np.ndarray]:
@@ -164,10 +163,6 @@ def measure(config: tabular_fixed_points.Config, workdir: pathlib.Path) -> Found
             for place in places
         },
     )
-
-
-def _announce(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _estimation(name: str, discount: float, config: tabular_fixed_points.Config) -> np.ndarray:

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from bellmax.agents import optimizers
-from bellmax.experiments import errors, interruptions, mesh, metrics, runner
+from bellmax.experiments import errors, interruptions, mesh, metrics, progress, runner
 
 OPTIMIZER = optimizers.skip_nonfinite(optax.sgd(0.1, momentum=0.9))
 
@@ -182,7 +182,7 @@ def test_nothing_but_skipped_updates_ends_the_run(tmp_path):
 
 
 def test_progress_is_plain_without_a_terminal(tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(runner, "_SECONDS_BETWEEN_PLAIN_LINES", 0.0)
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_PLAIN_LINES", 0.0)
     run(tmp_path)
     printed = capfd.readouterr().err
     assert "stage: step 4/10, loss" in printed
