@@ -65,8 +65,7 @@ class Checkpointer:
 
         Args:
           step: one for which there is a checkpoint.
-          like: a state of the same structure, shapes, dtypes and sharding; donated: it is freed
-            before anything is read, so that memory never holds two states.
+          like: a state of the same structure, shapes, dtypes and sharding, or its shapes.
 
         Returns:
           The state and the data position.
@@ -76,9 +75,6 @@ class Checkpointer:
         """
         self._check_fits(step, like)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        for leaf in jax.tree.leaves(like):
-            if isinstance(leaf, jax.Array):
-                leaf.delete()
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore()
         )

@@ -142,26 +142,6 @@ def _item_bytes(leaf: Any) -> int:
     return np.dtype(leaf.dtype).itemsize
 
 
-def with_shardings(shapes: Any, shardings: Any) -> Any:
-    """Returns shapes that say where they lie.
-
-    Args:
-      shapes: pytree of `jax.ShapeDtypeStruct`.
-      shardings: a sharding for each, or one for all.
-
-    Returns:
-      The same shapes with their shardings.
-    """
-    if isinstance(shardings, jax.sharding.Sharding):
-        one = shardings
-        shardings = jax.tree.map(lambda leaf: one, shapes)
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes,
-        shardings,
-    )
-
-
 def parameters(state: Any) -> list[Placed]:
     """Returns the policy's parameters of a state, the same ones of all layers together.
 
@@ -207,10 +187,10 @@ def examine(program: Program, mesh: Mesh) -> Report:
                 "that rows are spread over: give --simulate_rows or config.train.batch_size."
             )
     shardings = mesh_lib.state_sharding(mesh, program.state)
-    state = with_shardings(program.state, shardings)
+    state = mesh_lib.with_shardings(program.state, shardings)
     rows = NamedSharding(mesh, PartitionSpec(mesh_lib.BATCH_AXES))
-    batch = with_shardings(program.batch, rows)
-    key = with_shardings(
+    batch = mesh_lib.with_shardings(program.batch, rows)
+    key = mesh_lib.with_shardings(
         jax.eval_shape(lambda: jax.random.key(0)), NamedSharding(mesh, PartitionSpec())
     )
     start = time.perf_counter()

@@ -21,7 +21,7 @@ from bellmax.experiments.horizon_config import HorizonConfig
 from bellmax.experiments.horizon_evaluation import Scale
 from bellmax.experiments.horizon_truth import POLICY_DISCOUNT, Source
 
-# MuJoCo takes 45 seconds for so many states: files of ten million take a quarter of an hour.
+# MuJoCo takes 45 seconds for so many states.
 _REWARDED_AT_ONCE = 500_000
 
 
@@ -29,8 +29,13 @@ def _rewards(source: Source) -> np.ndarray:
     """Returns what the transitions pay. [N]."""
     states = source.transitions.next_observations
     pieces = np.array_split(states, -(-len(states) // _REWARDED_AT_ONCE))
-    shown = progress.track("rewards", pieces, unit="pieces")
-    return np.concatenate([np.asarray(source.reward_fn(jnp.asarray(piece))) for piece in shown])
+    rewards = []
+    with progress.Progress("rewards", len(pieces), unit="pieces") as shown:
+        shown.at(0, None)
+        for piece in pieces:
+            rewards.append(np.asarray(source.reward_fn(jnp.asarray(piece))))
+            shown.at(len(rewards), "")
+    return np.concatenate(rewards)
 
 
 def train_td3(

@@ -77,28 +77,28 @@ def final_rows(
 
 
 def by_update(
-    workdir: pathlib.Path, stages: Mapping[str, str], measure: str
+    workdir: pathlib.Path, stages: Sequence[str], measure: str
 ) -> dict[str, tuple[Float[np.ndarray, " E"], Float[np.ndarray, " E"]]]:
     """Returns a measure of models over their training.
 
     Args:
       workdir: folder of the run.
-      stages: the models' stages, see `horizon_config.stages`, by any names.
+      stages: names of the models' stages, see `horizon_config.stages`.
       measure: a key of `MEASURES`.
 
     Returns:
-      By name updates, and the measure after them. [E], [E].
+      By stage updates, and the measure after them. [E], [E].
     """
     key = f"evaluation/{measure}"
-    found: dict[str, list[tuple[float, float]]] = {stage: [] for stage in stages.values()}
+    found: dict[str, list[tuple[float, float]]] = {stage: [] for stage in stages}
     for row in metrics.read_metrics(workdir):
         if key in row and row["stage"] in found:
             found[row["stage"]].append((row["updates"], row[key]))
-    curves = {}
-    for name, stage in stages.items():
-        updates, values = np.array(found[stage], np.float64).reshape(-1, 2).T
-        curves[name] = updates, values
-    return curves
+    measured = {}
+    for stage, pairs in found.items():
+        updates, values = np.array(pairs, np.float64).reshape(-1, 2).T
+        measured[stage] = updates, values
+    return measured
 
 
 def curves(workdir: pathlib.Path, stages: Sequence[tuple[str, str, float]]) -> list[plots.Panel]:
@@ -111,7 +111,7 @@ def curves(workdir: pathlib.Path, stages: Sequence[tuple[str, str, float]]) -> l
     Returns:
       Panels.
     """
-    found = by_update(workdir, {stage: stage for stage, _, _ in stages}, "emd")
+    found = by_update(workdir, [stage for stage, _, _ in stages], "emd")
     panels = []
     for discount in dict.fromkeys(discount for _, _, discount in stages):
         series = [

@@ -181,6 +181,46 @@ def place_state(mesh: Mesh, state: Any, rules: Rules = TRANSFORMER_RULES) -> Any
     return jax.device_put(state, state_sharding(mesh, state, rules))
 
 
+def move_state(state: Any, shardings: Any) -> Any:
+    """Puts a state where it is to lie, and frees what it was made of.
+
+    Args:
+      state: pytree of arrays; donated.
+      shardings: a sharding for each.
+
+    Returns:
+      The state in its place.
+    """
+    moved = jax.device_put(state, shardings)
+    for old, new in zip(jax.tree.leaves(state), jax.tree.leaves(moved), strict=True):
+        # Where a device holds all of an array, or held its part before, both may be one memory,
+        # which goes when the new one does.
+        spread = not new.sharding.is_fully_replicated
+        if isinstance(old, jax.Array) and len(old.sharding.device_set) == 1 and spread:
+            old.delete()
+    return moved
+
+
+def with_shardings(state: Any, shardings: Any) -> Any:
+    """Returns the shapes of a state that say where they lie.
+
+    Args:
+      state: pytree of arrays or shapes.
+      shardings: a sharding for each, or one for all.
+
+    Returns:
+      A pytree of `jax.ShapeDtypeStruct`.
+    """
+    if isinstance(shardings, jax.sharding.Sharding):
+        one = shardings
+        shardings = jax.tree.map(lambda leaf: one, state)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        state,
+        shardings,
+    )
+
+
 def place_batch(mesh: Mesh, batch: Any) -> Any:
     """Assembles a global batch from the rows that each process loaded.
 

@@ -2,16 +2,12 @@
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from typing import TypeVar
 
 import jax
 import rich.console
 import rich.progress
 
 _SECONDS_BETWEEN_PLAIN_LINES = 10.0
-
-Item = TypeVar("Item")
 
 
 class Progress:
@@ -20,7 +16,7 @@ class Progress:
     Args:
       name: of what is done.
       total: how much there is to do.
-      unit: of that, such as "steps".
+      unit: of that, a plural in -s.
     """
 
     def __init__(self, name: str, total: int, *, unit: str):
@@ -59,43 +55,26 @@ class Progress:
 
         Args:
           done: how much is done.
-          note: to be shown beside it, such as the loss; None moves the bar alone.
+          note: what to show beside it, such as the loss, or "" for nothing; None prints no line
+            and leaves the bar's note as it is.
         """
         now = time.monotonic()
         if self._first is None:
             self._first = (done, now)
         since, seconds = done - self._first[0], now - self._first[1]
         rate = since / seconds if seconds > 0 else 0.0
+        speed = f"{rate:.1f} {self._unit}/s" if rate >= 1 else f"{rate:.2g} {self._unit}/s"
         if self._bar is not None:
             self._note = self._note if note is None else note
-            shown = f"{rate:.1f} {self._unit}/s"
-            self._bar.update(self._task, completed=done, rate=shown, note=self._note)
+            self._bar.update(self._task, completed=done, rate=speed, note=self._note)
         elif note is not None and now - self._last_line > _SECONDS_BETWEEN_PLAIN_LINES:
             self._last_line = now
             left = (self._total - done) / rate if rate > 0 else float("inf")
             said = f"{note}, " if note else ""
             say(
                 f"{self._name}: {self._unit.removesuffix('s')} {done}/{self._total}, {said}"
-                f"{rate:.1f} {self._unit}/s, {left:.0f} s left"
+                f"{speed}, {left:.0f} s left"
             )
-
-
-def track(name: str, items: Sequence[Item], *, unit: str) -> Iterator[Item]:
-    """Yields items one after another, and shows how many are done.
-
-    Args:
-      name: of what is done with them.
-      items: of equal work.
-      unit: of items, such as "files".
-
-    Yields:
-      The items.
-    """
-    with Progress(name, len(items), unit=unit) as progress:
-        progress.at(0, None)
-        for number, item in enumerate(items):
-            yield item
-            progress.at(number + 1, "")
 
 
 def say(line: str) -> None:

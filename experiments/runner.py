@@ -131,11 +131,17 @@ def run_stage(
     checkpointer = Checkpointer(workdir / "checkpoints" / name, keep=schedule.keep_checkpoints)
     processes.remember_saved(lambda: _last_on_disk(name, checkpointer))
     shardings = sharding(mesh, state)
-    state = jax.device_put(state, shardings)
     start = checkpointer.latest_step()
     position: dict[str, Any] = {"window": [], "skipped": 0.0, "skipped_in_a_row": 0}
-    if start is not None:
-        state, position = checkpointer.restore(start, state)
+    if start is None:
+        state = mesh_lib.move_state(state, shardings)
+    else:
+        like = mesh_lib.with_shardings(state, shardings)
+        for leaf in jax.tree.leaves(state):
+            # Two states may be more than the memory holds.
+            if isinstance(leaf, jax.Array):
+                leaf.delete()
+        state, position = checkpointer.restore(start, like)
         batches.set_state(position["batches"])
     if start is not None and start >= schedule.num_steps:
         checkpointer.close()

@@ -110,7 +110,7 @@ def _of_mesh(name: str, config, batch: int, new: int, repeats: int) -> list[dict
     init = jax.jit(functools.partial(networks.init, config))
     params, other = (mesh.place_state(devices, init(jax.random.key(0))) for _ in range(2))
     larger = max(
-        sum(map(dry_run.device_bytes, jax.tree.leaves(dry_run.with_shardings(params, layout))))
+        sum(map(dry_run.device_bytes, jax.tree.leaves(mesh.with_shardings(params, layout))))
         for layout in (
             mesh.state_sharding(devices, params),
             resharding.generation_sharding(devices, params),

@@ -52,9 +52,10 @@ def train(
     )
     workdir = directory / f"seed{seed}_{path}"
     horizon.run(config, workdir)
-    stages = {name: f"{name}_{DISCOUNT:g}" for name in METHODS}
+    stages = [f"{name}_{DISCOUNT:g}" for name in METHODS]
     found = horizon_report.by_update(workdir, stages, "energy_distance")
-    return found[METHODS[0]][0], {name: values for name, (_, values) in found.items()}
+    named = zip(METHODS, stages, strict=True)
+    return found[stages[0]][0], {name: found[stage][1] for name, stage in named}
 
 
 def holds(costs: dict[str, np.ndarray]) -> bool:

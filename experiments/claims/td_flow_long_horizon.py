@@ -43,9 +43,10 @@ def train(seed: int, directory: pathlib.Path) -> tuple[np.ndarray, dict[str, np.
     )
     workdir = directory / f"seed{seed}"
     horizon.run(config, workdir)
-    stages = {name: f"{name}_{DISCOUNT:g}" for name in METHODS}
+    stages = [f"{name}_{DISCOUNT:g}" for name in METHODS]
     found = horizon_report.by_update(workdir, stages, "energy_distance")
-    return found[METHODS[0]][0], {name: values for name, (_, values) in found.items()}
+    named = zip(METHODS, stages, strict=True)
+    return found[stages[0]][0], {name: found[stage][1] for name, stage in named}
 
 
 def ahead_from(updates: np.ndarray, curves: dict[str, np.ndarray]) -> float:

@@ -78,16 +78,19 @@ def make_agent(network):
 
 def train(network, devices, workdir):
     agent = make_agent(network)
+    start = agent.init(jax.random.key(0))
     state = runner.run_stage(
         name="stage",
         workdir=workdir,
-        state=agent.init(jax.random.key(0)),
+        state=start,
         train_step=agent.update,
         batches=Batches(),
         schedule=runner.Schedule(STEPS, 1, STEPS, STEPS, 1),
         run_key=jax.random.key(1),
         mesh=devices,
     )
+    # Nothing of the state that lay on one device is left there, in a fresh run or a resumed one.
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(start))
     return state
 
 
