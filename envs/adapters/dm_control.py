@@ -1,7 +1,8 @@
 """Tasks of the DeepMind Control Suite as ours: MuJoCo runs in this process (extra `dm-control`).
 
-Observations are the suite's own, flattened in its order, as float32; actions are within [-1, 1].
-Episodes are the suite's, a thousand steps of most tasks, at whose end they are truncated.
+Observations are the suite's own, flattened in its order, as float32. Actions are within [-1, 1],
+which stands for the range that the suite gives each of them, as in ExoRL's files. Episodes are the
+suite's, a thousand steps of most tasks, at whose end they are truncated.
 """
 
 import importlib
@@ -16,9 +17,9 @@ from bellmax.envs.environment import Environment
 class _Task:
     """A task behind Gymnasium's interface."""
 
-    def __init__(self, spaces: Any, suite: Any, domain: str, task: str):
-        self._environment = suite.load(domain, task, environment_kwargs={"flat_observation": True})
-        actions = self._environment.action_spec()
+    def __init__(self, spaces: Any, environment: Any):
+        self._environment = environment
+        actions = environment.action_spec()
         self.action_space = spaces.Box(
             actions.minimum.astype(np.float32), actions.maximum.astype(np.float32)
         )
@@ -64,24 +65,42 @@ def make(domain: str, task: str) -> Environment:
     References:
       Tassa et al., DeepMind Control Suite, 2018. https://arxiv.org/abs/1801.00690
     """
-    suite, spaces = load(domain, task)
-    return gymnasium.adapt(lambda: _Task(spaces, suite, domain, task))
+    _, spaces = _packages(domain, task)
+    return gymnasium.adapt(lambda: _Task(spaces, load(domain, task)))
 
 
-def load(domain: str, task: str) -> tuple[Any, Any]:
-    """Returns the packages, or says what is missing.
+def load(domain: str, task: str, **task_kwargs: Any) -> Any:
+    """Returns a task as the suite has it, but for actions within [-1, 1] and flat observations.
 
     Args:
       domain: see `make`.
       task: likewise.
+      **task_kwargs: of the suite's task, such as `time_limit`.
 
     Returns:
-      The modules `dm_control.suite`, which has the task, and `gymnasium.spaces`.
+      An environment of dm_control.
 
     Raises:
-      ImportError: one is not installed.
+      ImportError: dm_control or Gymnasium is not installed (extra `dm-control`).
       ValueError: the suite has no such task.
     """
+    suite, _ = _packages(domain, task)
+    environment = suite.load(
+        domain, task, task_kwargs=task_kwargs, environment_kwargs={"flat_observation": True}
+    )
+    actions = environment.action_spec()
+    one = np.ones(actions.shape)
+    own = np.stack([actions.minimum, actions.maximum])
+    # A range without ends cannot be scaled, and the adapter says so.
+    if np.array_equal(own, [-one, one]) or not np.isfinite(own).all():
+        return environment
+    return importlib.import_module("dm_control.suite.wrappers.action_scale").Wrapper(
+        environment, minimum=-one, maximum=one
+    )
+
+
+def _packages(domain: str, task: str) -> tuple[Any, Any]:
+    """Returns `dm_control.suite`, which has the task, and `gymnasium.spaces`."""
     try:
         suite: Any = importlib.import_module("dm_control.suite")
         spaces: Any = importlib.import_module("gymnasium").spaces

@@ -59,13 +59,7 @@ class Simulator:
         if task not in TASKS.get(domain, ()):
             known = ", ".join(f"{name} {kind}" for name, kinds in TASKS.items() for kind in kinds)
             raise ValueError(f"domain and task must be one of {known}, got {domain!r}, {task!r}.")
-        suite, _ = dm_control.load(domain, task)
-        self._environment = suite.load(
-            domain,
-            task,
-            task_kwargs={"time_limit": math.inf},
-            environment_kwargs={"flat_observation": True},
-        )
+        self._environment = dm_control.load(domain, task, time_limit=math.inf)
         self._environment.reset()
         self._physics_error = importlib.import_module("dm_control.rl.control").PhysicsError
         self._physics, self._task = self._environment.physics, self._environment.task

@@ -39,6 +39,31 @@ def test_a_walker_steps_as_without_us():
     assert not steps.terminated.any()
 
 
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_actions_stand_for_the_range_of_each(number):
+    theirs = suite.load("quadruped", "walk")
+    own = theirs.action_spec()
+    # The three joints of a leg.
+    assert len({*own.maximum[:3]}) == 3
+    for action, limit in ((-1.0, own.minimum), (1.0, own.maximum), (0.0, None)):
+        ours = adapter.load("quadruped", "walk")
+        actions = np.zeros(12)
+        actions[number] = action
+        ours.reset()
+        ours.step(actions)
+        middle = (own.minimum + own.maximum) / 2
+        np.testing.assert_allclose(
+            np.delete(ours.physics.control(), number), np.delete(middle, number)
+        )
+        expected = middle if limit is None else limit
+        np.testing.assert_allclose(ours.physics.control()[number], expected[number])
+
+
+def test_a_quadruped_is_within_one_range():
+    environment = adapter.make("quadruped", "walk")
+    assert environment.action_spec == ArraySpec((12,), low=-1.0, high=1.0)
+
+
 def test_unknown_tasks_are_refused_with_those_that_there_are():
     with pytest.raises(ValueError, match="walker has run, stand, walk"):
         adapter.make("walker", "fly")

@@ -15,11 +15,12 @@ def episode(domain, task, num_steps):
     theirs = suite.load(domain, task, environment_kwargs={"flat_observation": True})
     theirs.task.random.seed(3)
     theirs.reset()
-    (size,) = theirs.action_spec().shape
-    actions = np.random.default_rng(0).uniform(-1, 1, (num_steps, size))
+    own = theirs.action_spec()
+    actions = np.random.default_rng(0).uniform(-1, 1, (num_steps, *own.shape))
     states, seen, rewards = [theirs.physics.get_state()], [], []
     for action in actions:
-        moved = theirs.step(action)
+        share = (action + 1) / 2
+        moved = theirs.step((1 - share) * own.minimum + share * own.maximum)
         states.append(theirs.physics.get_state())
         (shown,) = moved.observation.values()
         seen.append(shown)

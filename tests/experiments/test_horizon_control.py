@@ -117,10 +117,11 @@ def test_files_of_another_body_are_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_whole_run(tmp_path):
+@pytest.mark.parametrize("task", ["walker_walk", "cheetah_run", "quadruped_walk"])
+def test_a_whole_run(tmp_path, task):
     """Collects, trains a policy and a model; what was collected is kept and not collected anew."""
     pytest.importorskip("dm_control.suite", reason="needs the extra 'dm-control'")
-    config = make_config()
+    config = make_config(task=task)
     rows = horizon.train(config, tmp_path)
     assert [row["method"] for row in rows] == ["truth", "td2_cfm"]
     measures = [row[key] for row in rows for key in ("emd", "energy_distance", "value_mse")]
