@@ -1,17 +1,19 @@
-"""A family of policies in the maze and a model of what each leads to, learnt without rewards.
+"""A family of policies in the maze, learnt without rewards, and a model of what some lead to.
 
-Forward-backward representations give a policy for every task; a temporal-difference flow that is
-conditioned on the task learns the future states of all of them from the same transitions. States
-are standardised for all networks.
+Forward-backward representations give a policy for every task. A temporal-difference flow that is
+conditioned on the task learns the future states of some of them, those near the rewards that are to
+be planned for, from the same transitions. States are standardised for all networks.
 
-A push is held for half a second, 25 steps of ExoRL's, so that a discount of .95 sees through the
-maze and a push makes a difference that small networks can learn. Rewards are of the state that is
-reached alone: a model of states does not know the actions.
+A discount of .9 a push looks 5 seconds ahead, within which the maze can be crossed; the paper's .99
+a step of ExoRL looks 2 seconds ahead. Rewards are of the state that is reached alone: a model of
+states does not know the actions.
+
+On either side of a wall, which is thin beside the maze, all is different. Networks that see a place
+as two numbers smooth over it, and futures leak through walls. So they see waves of the place beside
+it.
 """
 
 import functools
-import sys
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -29,13 +31,7 @@ from bellmax.agents import (
     td_flow,
 )
 from bellmax.agents.networks import flow, mlp
-from bellmax.envs import maze
-
-# Five steps of a tenth of a second to a push.
-PHYSICS = maze.EXORL._replace(time_step=0.1)
-_HELD = 5
-# Environments side by side, and pushes after which all begin anew.
-_NUM_ENVIRONMENTS, _EPISODE = 64, 100
+from bellmax.experiments import horizon_pushes, progress
 
 
 class Settings(NamedTuple):
@@ -45,6 +41,8 @@ class Settings(NamedTuple):
       discount: gamma, of policies and model.
       num_transitions: collected by pushes at random, a multiple of 64.
       task_size: W.
+      octaves: waves by which networks see places: 2 pi deviations of the data long, half of it, and
+        so on.
       policy_sizes: hidden layers of F, B and the actor.
       model_sizes: hidden layers of the model.
       batch_size: of both.
@@ -58,35 +56,68 @@ class Settings(NamedTuple):
       plan_steps: midpoint steps of a sample.
     """
 
-    discount: float = 0.95
+    discount: float = 0.9
     num_transitions: int = 192_000
     task_size: int = 32
+    octaves: int = 5
     policy_sizes: tuple[int, ...] = (128, 128)
-    model_sizes: tuple[int, ...] = (128, 128, 128)
+    model_sizes: tuple[int, ...] = (512, 512, 512)
     batch_size: int = 256
     policy_updates: int = 15_000
-    model_updates: int = 10_000
+    model_updates: int = 12_000
     policy_rate: float = 1e-3
     model_rate: float = 1e-3
     policy_decay: float = 0.98
     model_decay: float = 0.98
-    train_steps: int = 5
+    train_steps: int = 4
     plan_steps: int = 4
 
 
+class Keys(NamedTuple):
+    """Randomness of a run.
+
+    Attributes:
+      data: of what is collected.
+      initial_policies: of their first parameters.
+      policies: of their updates.
+      initial_model: of its first parameters.
+      model: of its updates.
+      comparison: of what comes after.
+    """
+
+    data: PRNGKeyArray
+    initial_policies: PRNGKeyArray
+    policies: PRNGKeyArray
+    initial_model: PRNGKeyArray
+    model: PRNGKeyArray
+    comparison: PRNGKeyArray
+
+
+class Data(NamedTuple):
+    """Transitions that all learn from.
+
+    Attributes:
+      steps: of standardised states. [N, 4], [N, 2], [N, 4].
+      mean: of the states. [4].
+      scale: their standard deviation. [4].
+    """
+
+    steps: TransitionBatch
+    mean: Float[Array, " 4"]
+    scale: Float[Array, " 4"]
+
+
 class Family(NamedTuple):
-    """What a run has learnt; a pytree.
+    """The policies of a run, and the units of their states; a pytree.
 
     Attributes:
       policies: the representations.
-      model: parameters of the model's target.
       mean: of the data's states. [4].
       scale: their standard deviation. [4].
       pool: states of the data, standardised. [N, 4].
     """
 
     policies: forward_backward.State
-    model: Any
     mean: Float[Array, " 4"]
     scale: Float[Array, " 4"]
     pool: Float[Array, "N 4"]
@@ -111,7 +142,7 @@ class Networks(NamedTuple):
 
 
 def make_networks(settings: Settings) -> Networks:
-    """Returns the networks of settings: F has two heads, B sees places alone, as the rewards do.
+    """Returns the networks of settings: F has two heads, B sees places alone, as rewards do.
 
     Args:
       settings: of the run.
@@ -119,92 +150,52 @@ def make_networks(settings: Settings) -> Networks:
     Returns:
       Functions and shapes.
     """
-    size, hidden = settings.task_size, settings.policy_sizes
-    actor_config = mlp.MLPConfig(4 + size, 2, hidden, layer_norm=True, output_tanh=True)
-    forward_config = mlp.MLPConfig(6 + size, size, hidden, layer_norm=True)
-    backward_config = mlp.MLPConfig(2, size, hidden)
+    size, hidden, waves = settings.task_size, settings.policy_sizes, 4 * settings.octaves
+    actor_config = mlp.MLPConfig(4 + waves + size, 2, hidden, layer_norm=True, output_tanh=True)
+    forward_config = mlp.MLPConfig(6 + waves + size, size, hidden, layer_norm=True)
+    backward_config = mlp.MLPConfig(2 + waves, size, hidden)
     velocity_config = flow.FlowNetworkConfig(
         point_size=4,
-        condition_size=6 + size,
+        condition_size=6 + waves + size,
         hidden_sizes=settings.model_sizes,
         u_shaped=False,
         time_features=16,
         max_frequency=100.0,
     )
 
+    def seen(states, *rest):
+        """The states with waves of their places, and what goes with them."""
+        return jnp.concatenate([states, _waves(states[..., :2], settings.octaves), *rest], axis=-1)
+
     def forward(params, observations, actions, tasks):
-        inputs = jnp.concatenate([observations, actions, tasks], axis=-1)
-        return mlp.apply_ensemble(forward_config, params, inputs)
+        return mlp.apply_ensemble(forward_config, params, seen(observations, actions, tasks))
 
     def backward(params, observations):
-        return task_sphere.on_sphere(mlp.apply(backward_config, params, observations[..., :2]))
+        places = seen(observations[..., :2])
+        return task_sphere.on_sphere(mlp.apply(backward_config, params, places))
 
     def actor(params, observations, tasks):
-        return mlp.apply(actor_config, params, jnp.concatenate([observations, tasks], axis=-1))
+        return mlp.apply(actor_config, params, seen(observations, tasks))
+
+    def velocity(params, point, time, condition):
+        given = seen(condition[..., :4], condition[..., 4:])
+        return flow.apply(velocity_config, params, point, time, given)
 
     return Networks(
         forward=forward,
         backward=backward,
         actor=actor,
-        velocity=functools.partial(flow.apply, velocity_config),
+        velocity=velocity,
         configs=(actor_config, forward_config, backward_config, velocity_config),
     )
 
 
-def advance(
-    states: Float[Array, "*B 4"], policy: Callable[[Array], Array], *, reacts: bool = False
-) -> Float[Array, "*B 4"]:
-    """Returns the states half a second later.
-
-    Args:
-      states: in metres and metres per second. [..., 4].
-      policy: `states[..., 4] -> actions[..., 2]`.
-      reacts: whether the policy is asked every tenth of a second; else its first push is held.
-
-    Returns:
-      States. [..., 4].
-    """
-    held = policy(states)
-
-    def moved(_, states):
-        return maze.next_state(states, policy(states) if reacts else held, PHYSICS)
-
-    # A loop, which compiles in a fifth of the time.
-    return jax.lax.fori_loop(0, _HELD, moved, states)
-
-
-def collect(settings: Settings, key: PRNGKeyArray) -> maze.Transitions:
-    """Pushes 64 masses around at random, from everywhere in the maze.
-
-    Args:
-      settings: of the run.
-      key: randomness; consumed.
-
-    Returns:
-      Transitions, in metres and metres per second.
-    """
-
-    def begun(key):
-        first, second = jax.random.split(key)
-        states = maze.sample_states(first, _NUM_ENVIRONMENTS, PHYSICS, speed=0.05)
-        return states, jax.random.normal(second, (_NUM_ENVIRONMENTS, 2))
-
-    def step(carry, number):
-        start_key, push_key = jax.random.split(jax.random.fold_in(key, number))
-        states, wander = jax.lax.cond(
-            number % _EPISODE == 0, lambda _: begun(start_key), lambda held: held, carry
-        )
-        # A random walk of pushes whose deviation stays 1.
-        fresh = jax.random.normal(push_key, wander.shape)
-        actions = jnp.clip(wander, -1.0, 1.0)
-        moved = advance(states, lambda _: actions)
-        wander = 0.5 * wander + 0.75**0.5 * fresh
-        return (moved, wander), maze.Transitions(states, actions, moved)
-
-    numbers = jnp.arange(settings.num_transitions // _NUM_ENVIRONMENTS)
-    start = (jnp.zeros((_NUM_ENVIRONMENTS, 4)), jnp.zeros((_NUM_ENVIRONMENTS, 2)))
-    found = jax.jit(lambda: jax.lax.scan(step, start, numbers)[1])()
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, leaf.shape[-1]), found)
+def _waves(places: Float[Array, "*B 2"], octaves: int) -> Float[Array, "*B F"]:
+    """Returns sines and cosines of both coordinates, as of a time, F = 4 octaves."""
+    found = flow.time_embedding(
+        places, num_features=2 * octaves, min_frequency=1.0, max_frequency=2.0 ** (octaves - 1)
+    )
+    return found.reshape(*places.shape[:-1], 4 * octaves)
 
 
 def _rate(peak: float, updates: int) -> optax.Schedule:
@@ -214,70 +205,124 @@ def _rate(peak: float, updates: int) -> optax.Schedule:
 def _loop(
     name: str, state: Any, step: Callable[[Array, Any], Any], updates: int, parts: int = 5
 ) -> Any:
-    """Takes all updates in a few compiled stretches, and says so on stderr."""
+    """Takes all updates in a few compiled stretches, and shows how far it is."""
     stretch = jax.jit(
         lambda state, first, last: jax.lax.fori_loop(first, last, step, state), donate_argnums=0
     )
-    start = time.monotonic()
-    for part in range(parts):
-        state = stretch(state, updates * part // parts, updates * (part + 1) // parts)
-        jax.block_until_ready(state)
-        done, seconds = updates * (part + 1) // parts, time.monotonic() - start
-        print(f"{name}: {done} of {updates} updates, {seconds:.0f} s", file=sys.stderr, flush=True)
+    with progress.Progress(name, updates, unit="updates") as shown:
+        shown.at(0, None)
+        for part in range(parts):
+            done = updates * (part + 1) // parts
+            state = stretch(state, updates * part // parts, done)
+            jax.block_until_ready(state)
+            shown.at(done, "")
     return state
 
 
-def train(settings: Settings, seed: int) -> Family:
-    """Learns policies, then the model of what they lead to.
+def make_keys(seed: int) -> Keys:
+    """Returns the randomness of a run.
+
+    Args:
+      seed: of the run.
+    """
+    return Keys(*jax.random.split(jax.random.key(seed), len(Keys._fields)))
+
+
+def make_data(settings: Settings, seed: int) -> Data:
+    """Collects what a run learns from.
 
     Args:
       settings: of the run.
-      seed: of data, parameters and training.
+      seed: of the run.
 
     Returns:
-      What was learnt.
+      Transitions.
     """
-    keys = jax.random.split(jax.random.key(seed), 5)
-    networks, found = make_networks(settings), collect(settings, keys[0])
+    found = horizon_pushes.collect(settings.num_transitions, make_keys(seed).data)
     mean, scale = found.observations.mean(axis=0), found.observations.std(axis=0)
     before, after = (
         (states - mean) / scale for states in (found.observations, found.next_observations)
     )
-
-    def draw(key):
-        rows = jax.random.randint(key, (settings.batch_size,), 0, before.shape[0])
-        return TransitionBatch(before[rows], found.actions[rows], after[rows])
-
-    policies = _train_policies(settings, networks, draw, keys[1], keys[2], seed)
-    model = _train_model(settings, networks, policies, draw, keys[3], keys[4], seed)
-    return Family(policies, model, mean, scale, after[:: max(1, after.shape[0] // 4096)])
+    return Data(TransitionBatch(before, found.actions, after), mean, scale)
 
 
-def _train_policies(settings, networks, draw, init_key, key, seed) -> forward_backward.State:
-    shapes = networks.configs
+def _draw(settings: Settings, data: Data, key: PRNGKeyArray) -> TransitionBatch:
+    rows = jax.random.randint(key, (settings.batch_size,), 0, data.steps.observations.shape[0])
+    return jax.tree.map(lambda leaf: leaf[rows], data.steps)
+
+
+def train_policies(settings: Settings, data: Data, seed: int) -> Family:
+    """Learns a policy for every task.
+
+    Args:
+      settings: of the run.
+      data: of `make_data`.
+      seed: of the run.
+
+    Returns:
+      The policies, with the units of their states.
+    """
+    keys = make_keys(seed)
+    networks = make_networks(settings)
+
+    def init_params(key):
+        actor_key, forward_key, backward_key = jax.random.split(key, 3)
+        actor, forward, backward, _ = networks.configs
+        return forward_backward.Networks(
+            mlp.init(actor, actor_key),
+            mlp.init_ensemble(forward, forward_key, 2),
+            mlp.init(backward, backward_key),
+        )
+
     agent = forward_backward.make(
         networks.forward,
         networks.backward,
         networks.actor,
         optax.adam(_rate(settings.policy_rate, settings.policy_updates)),
-        init_params=lambda key: forward_backward.Networks(
-            mlp.init(shapes[0], key),
-            mlp.init_ensemble(shapes[1], key, 2),
-            mlp.init(shapes[2], key),
-        ),
+        init_params=init_params,
         discount=settings.discount,
         target_decay=settings.policy_decay,
     )
 
     def step(number, state):
-        batch_key, update_key = jax.random.split(jax.random.fold_in(key, number))
-        return agent.update(state, draw(batch_key), update_key)[0]
+        batch_key, update_key = jax.random.split(jax.random.fold_in(keys.policies, number))
+        return agent.update(state, _draw(settings, data, batch_key), update_key)[0]
 
-    start = agent.init(init_key)
-    return _loop(f"seed {seed}, policies", start, step, settings.policy_updates)
+    start = agent.init(keys.initial_policies)
+    policies = _loop(f"seed {seed}, policies", start, step, settings.policy_updates)
+    states = data.steps.next_observations
+    return Family(policies, data.mean, data.scale, states[:: max(1, states.shape[0] // 4096)])
 
 
-def _train_model(settings, networks, policies, draw, init_key, key, seed) -> Any:
+def train_model(
+    settings: Settings,
+    data: Data,
+    policies: forward_backward.State,
+    tasks: Float[Array, "M W"],
+    seed: int,
+) -> Any:
+    """Learns what the policies of some tasks lead to.
+
+    Each transition of a batch is of a task drawn from `tasks` with equal probabilities. This is a
+    simplification: the paper's model learns all tasks that the policies have been trained on, so
+    that a new reward needs no training; it is far larger.
+
+    Args:
+      settings: of the run.
+      data: of `make_data`.
+      policies: of `train_policies`.
+      tasks: of the policies that will be valued. [M, W].
+      seed: of the run.
+
+    Returns:
+      Parameters of the model's target.
+    """
+    keys = make_keys(seed)
+    networks = make_networks(settings)
+
+    def policy_fn(states, own):
+        return networks.actor(policies.actor_params, states, own)
+
     agent = td_flow.make(
         networks.velocity,
         optax.adamw(_rate(settings.model_rate, settings.model_updates), eps=1e-4),
@@ -285,21 +330,16 @@ def _train_model(settings, networks, policies, draw, init_key, key, seed) -> Any
         discount=settings.discount,
         init_params=functools.partial(flow.init, networks.configs[3]),
         target_rule=followers.average(settings.model_decay),
-        policy_fn=lambda states, tasks: networks.actor(policies.actor_params, states, tasks),
+        policy_fn=policy_fn,
     )
 
     def step(number, state):
-        keys = jax.random.split(jax.random.fold_in(key, number), 3)
-        batch = draw(keys[0])
-        # As training draws them: half to reach a state, half anywhere.
-        tasks = task_sphere.training_tasks(
-            keys[1],
-            jnp.arange(settings.batch_size),
-            networks.backward(policies.params.backward, batch.observations),
-            jnp.ones(settings.batch_size),
-            state_fraction=0.5,
+        batch_key, task_key, update_key = jax.random.split(
+            jax.random.fold_in(keys.model, number), 3
         )
-        return agent.update(state, batch._replace(tasks=tasks), keys[2])[0]
+        rows = jax.random.randint(task_key, (settings.batch_size,), 0, tasks.shape[0])
+        batch = _draw(settings, data, batch_key)._replace(tasks=tasks[rows])
+        return agent.update(state, batch, update_key)[0]
 
-    start = agent.init(init_key)
+    start = agent.init(keys.initial_model)
     return _loop(f"seed {seed}, model", start, step, settings.model_updates).target_params

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from bellmax.agents import forward_backward, horizon_objectives, planning, td_flow
 from bellmax.envs import maze
 from bellmax.experiments import horizon_family
-from bellmax.experiments.horizon_family import PHYSICS, Family, Networks, Settings, advance
+from bellmax.experiments.horizon_family import Family, Networks, Settings
+from bellmax.experiments.horizon_pushes import PHYSICS, advance
 
 # States [B, 4] in metres -> actions [B, 2].
 Policy = Callable[[Array], Array]
@@ -32,7 +33,7 @@ class Plan(NamedTuple):
       num_steps: of an episode; 40 are ExoRL's 20 seconds.
       num_candidates: P, the reward's own policy included.
       num_samples: of the model, of each state and policy.
-      nearby_scale: of the half of the candidates that are near the reward's own.
+      nearby_scale: how far candidates are from the reward's own task, see `planning.nearby_tasks`.
     """
 
     tasks: tuple[str, ...] = (
@@ -45,8 +46,8 @@ class Plan(NamedTuple):
     num_trials: int = 32
     num_steps: int = 40
     num_candidates: int = 16
-    num_samples: int = 32
-    nearby_scale: float = 0.5
+    num_samples: int = 16
+    nearby_scale: float = 1.0
 
 
 class Scores(NamedTuple):
@@ -153,27 +154,43 @@ def _planned(
     return choose
 
 
+class _TaskKeys(NamedTuple):
+    trials: PRNGKeyArray
+    starts: PRNGKeyArray
+    candidates: PRNGKeyArray
+    acting: PRNGKeyArray
+
+
+def _task_keys(plan: Plan, seed: int) -> list[_TaskKeys]:
+    key = horizon_family.make_keys(seed).comparison
+    return [
+        _TaskKeys(*jax.random.split(jax.random.fold_in(key, number), 4))
+        for number in range(len(plan.tasks))
+    ]
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _compare(settings: Settings, plan: Plan, family: Family, number: Array, key: PRNGKeyArray):
+def _compare(
+    settings: Settings,
+    plan: Plan,
+    family: Family,
+    model: Any,
+    number: Array,
+    candidates: Array,
+    keys: _TaskKeys,
+):
     """Scores every way on one task: discounted [M], total [M], kept [2]."""
     networks = horizon_family.make_networks(settings)
-    trial_key, start_key, draw_key, act_key = jax.random.split(key, 4)
     reward_fn = functools.partial(rewards, plan.tasks, number)
-    known = reward_fn(family.pool * family.scale + family.mean)
-    task = forward_backward.task_vector(
-        family.policies, family.pool, known, backward=networks.backward
-    )
-    candidates = planning.candidate_tasks(
-        draw_key, task, plan.num_candidates, draw=_draw(plan, networks, family)
-    )
+    task = candidates[0]
     starts, trials = (
         maze.sample_states(start, count, PHYSICS, speed=0.01)
-        for start, count in ((start_key, plan.num_starts), (trial_key, plan.num_trials))
+        for start, count in ((keys.starts, plan.num_starts), (keys.trials, plan.num_trials))
     )
     run = functools.partial(
         follow,
         reward_fn=reward_fn,
-        key=act_key,
+        key=keys.acting,
         num_steps=plan.num_steps,
         discount=settings.discount,
     )
@@ -183,7 +200,7 @@ def _compare(settings: Settings, plan: Plan, family: Family, number: Array, key:
     best = candidates[jnp.argmax(tried)]
     sample = functools.partial(
         td_flow.sample,
-        family.model,
+        model,
         apply=networks.velocity,
         objective=horizon_objectives.td2_cfm(),
         num_steps=settings.plan_steps,
@@ -215,37 +232,60 @@ def _compare(settings: Settings, plan: Plan, family: Family, number: Array, key:
     return discounted, total, jnp.stack([found[2][2], found[3][2]])
 
 
-def _draw(plan: Plan, networks: Networks, family: Family) -> planning.DrawFn:
-    """Half near the reward's own task, half as training draws them."""
-    seen = networks.backward(family.policies.params.backward, family.pool)
-    near = planning.nearby_tasks(plan.nearby_scale)
-    trained = planning.trained_tasks(seen, state_fraction=0.5)
+def choose_candidates(
+    settings: Settings, plan: Plan, family: Family, seed: int
+) -> Float[Array, "K P W"]:
+    """Draws the tasks whose policies all ways choose among: each reward's own, and others near it.
 
-    def draw(key, task, count):
-        first, second = jax.random.split(key)
-        half = count // 2
-        return jnp.concatenate([near(first, task, half), trained(second, task, count - half)])
+    Tasks near the reward's are one of the three draws of the paper. Few policies of tasks from
+    anywhere on the sphere pay much, and the model would have to learn them as well.
 
-    return draw
+    Args:
+      settings: of the family.
+      plan: of the comparison.
+      family: the policies.
+      seed: of the run.
+
+    Returns:
+      Tasks on the sphere of radius sqrt(W). [K, P, W].
+    """
+    networks = horizon_family.make_networks(settings)
+    draw = planning.nearby_tasks(plan.nearby_scale)
+    found = []
+    for name, keys in zip(plan.tasks, _task_keys(plan, seed), strict=True):
+        paid = maze.reward(name, family.pool * family.scale + family.mean)
+        task = forward_backward.task_vector(
+            family.policies, family.pool, paid, backward=networks.backward
+        )
+        found.append(
+            planning.candidate_tasks(keys.candidates, task, plan.num_candidates, draw=draw)
+        )
+    return jnp.stack(found)
 
 
-def compare(settings: Settings, plan: Plan, family: Family, seed: int) -> Scores:
+def compare(
+    settings: Settings,
+    plan: Plan,
+    family: Family,
+    model: Any,
+    candidates: Float[Array, "K P W"],
+    seed: int,
+) -> Scores:
     """Scores every way on every task.
 
     Args:
       settings: of the family.
       plan: of the comparison.
-      family: what was learnt.
-      seed: of starts, candidates and noise.
+      family: the policies.
+      model: parameters of the model of what the candidates lead to.
+      candidates: of `choose_candidates`.
+      seed: of the run.
 
     Returns:
       Mean returns.
     """
-    key = jax.random.fold_in(jax.random.key(seed), 1)
     found = [
-        jax.device_get(
-            _compare(settings, plan, family, jnp.asarray(number), jax.random.fold_in(key, number))
-        )
-        for number in range(len(plan.tasks))
+        jax.device_get(_compare(settings, plan, family, model, jnp.asarray(number), tasks, keys))
+        for number, (tasks, keys) in enumerate(zip(candidates, _task_keys(plan, seed), strict=True))
     ]
     return Scores(*(np.asarray(column, np.float64) for column in zip(*found, strict=True)))
