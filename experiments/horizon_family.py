@@ -32,6 +32,7 @@ from bellmax.agents import (
 )
 from bellmax.agents.networks import flow, mlp
 from bellmax.experiments import horizon_pushes, progress
+from bellmax.experiments.horizon_evaluation import Scale
 
 
 class Settings(NamedTuple):
@@ -98,13 +99,11 @@ class Data(NamedTuple):
 
     Attributes:
       steps: of standardised states. [N, 4], [N, 2], [N, 4].
-      mean: of the states. [4].
-      scale: their standard deviation. [4].
+      scale: the units of the states.
     """
 
     steps: TransitionBatch
-    mean: Float[Array, " 4"]
-    scale: Float[Array, " 4"]
+    scale: Scale
 
 
 class Family(NamedTuple):
@@ -112,14 +111,12 @@ class Family(NamedTuple):
 
     Attributes:
       policies: the representations.
-      mean: of the data's states. [4].
-      scale: their standard deviation. [4].
+      scale: the units of states.
       pool: states of the data, standardised. [N, 4].
     """
 
     policies: forward_backward.State
-    mean: Float[Array, " 4"]
-    scale: Float[Array, " 4"]
+    scale: Scale
     pool: Float[Array, "N 4"]
 
 
@@ -239,11 +236,10 @@ def make_data(settings: Settings, seed: int) -> Data:
       Transitions.
     """
     found = horizon_pushes.collect(settings.num_transitions, make_keys(seed).data)
-    mean, scale = found.observations.mean(axis=0), found.observations.std(axis=0)
-    before, after = (
-        (states - mean) / scale for states in (found.observations, found.next_observations)
-    )
-    return Data(TransitionBatch(before, found.actions, after), mean, scale)
+    seen = found.observations
+    scale = Scale(*jax.device_get((seen.mean(axis=0), seen.std(axis=0))))
+    before, after = map(scale.to_model, (seen, found.next_observations))
+    return Data(TransitionBatch(before, found.actions, after), scale)
 
 
 def _draw(settings: Settings, data: Data, key: PRNGKeyArray) -> TransitionBatch:
@@ -291,7 +287,7 @@ def train_policies(settings: Settings, data: Data, seed: int) -> Family:
     start = agent.init(keys.initial_policies)
     policies = _loop(f"seed {seed}, policies", start, step, settings.policy_updates)
     states = data.steps.next_observations
-    return Family(policies, data.mean, data.scale, states[:: max(1, states.shape[0] // 4096)])
+    return Family(policies, data.scale, states[:: max(1, states.shape[0] // 4096)])
 
 
 def train_model(

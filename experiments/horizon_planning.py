@@ -117,7 +117,7 @@ def follow(
 def _by_task(family: Family, networks: Networks, tasks: Array) -> Policy:
     def policy(states):
         own = jnp.broadcast_to(tasks, (states.shape[0], tasks.shape[-1]))
-        inputs = (states - family.mean) / family.scale
+        inputs = family.scale.to_model(states)
         return networks.actor(family.policies.actor_params, inputs, own)
 
     return policy
@@ -144,7 +144,7 @@ def _planned(
 ) -> Choose:
     def choose(states, key):
         found = planning.gpi_act(
-            (states - family.mean) / family.scale,
+            family.scale.to_model(states),
             candidates,
             policy_fn=functools.partial(networks.actor, family.policies.actor_params),
             value_fn=make_value(key),
@@ -209,7 +209,7 @@ def _compare(
     def by_model(key):
         return planning.model_value(
             sample,
-            lambda states: reward_fn(states * family.scale + family.mean),
+            lambda states: reward_fn(family.scale.from_model(states)),
             key,
             num_samples=plan.num_samples,
             noise_size=4,
@@ -253,7 +253,7 @@ def choose_candidates(
     draw = planning.nearby_tasks(plan.nearby_scale)
     found = []
     for name, keys in zip(plan.tasks, _task_keys(plan, seed), strict=True):
-        paid = maze.reward(name, family.pool * family.scale + family.mean)
+        paid = maze.reward(name, family.scale.from_model(family.pool))
         task = forward_backward.task_vector(
             family.policies, family.pool, paid, backward=networks.backward
         )

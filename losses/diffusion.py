@@ -20,7 +20,7 @@ from bellmax.losses._checks import Knob
 NoiseFn = Callable[[Array, Array], Array]
 # The least and the greatest that data may be.
 DataRange = tuple[Float[Array, " D"] | float, Float[Array, " D"] | float]
-Bounds = tuple[Float[Array, "..."], Float[Array, "..."]]
+_Bounds = tuple[Float[Array, "..."], Float[Array, "..."]]
 
 
 def noise_schedule(
@@ -404,7 +404,7 @@ def _kept(table: Float[Array, " N"], level: Int[Array, "*B"]) -> Float[Array, "*
     return jnp.where(level < 0, 1, table[jnp.maximum(level, 0)])
 
 
-def _bounds(data_range: DataRange | None, point: Float[Array, "*B D"]) -> Bounds | None:
+def _bounds(data_range: DataRange | None, point: Float[Array, "*B D"]) -> _Bounds | None:
     """Returns a range of data, checked and constant for differentiation."""
     if data_range is None:
         return None
@@ -422,7 +422,7 @@ def _bounds(data_range: DataRange | None, point: Float[Array, "*B D"]) -> Bounds
 
 
 def _within(
-    bounds: Bounds | None,
+    bounds: _Bounds | None,
     point: Float[Array, "*B D"],
     noise: Float[Array, "*B D"],
     kept: Float[Array, "*B 1"],

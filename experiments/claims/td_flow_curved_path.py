@@ -18,8 +18,7 @@ import pathlib
 
 import numpy as np
 
-from bellmax.configs.horizon import td_flow
-from bellmax.experiments import horizon, horizon_report, plots
+from bellmax.experiments.claims import circle_curves
 from bellmax.experiments.claims.claim import Claim, Outcome
 
 METHODS = ("coupled_td_cfm", "td2_cfm")
@@ -42,20 +41,12 @@ def train(
     Returns:
       Updates [E], and the energy distance after them by method [E].
     """
-    config = td_flow.get_config("noisy_circle")
-    config.update(
-        {
-            "seed": seed,
-            "loss": {"names": METHODS, "discounts": (DISCOUNT,), "path": path},
-            "train": {"num_updates": 18_000, "evaluation_samples": 1024, "evaluate_every": 40},
-        }
-    )
-    workdir = directory / f"seed{seed}_{path}"
-    horizon.run(config, workdir)
-    stages = [f"{name}_{DISCOUNT:g}" for name in METHODS]
-    found = horizon_report.by_update(workdir, stages, "energy_distance")
-    named = zip(METHODS, stages, strict=True)
-    return found[stages[0]][0], {name: found[stage][1] for name, stage in named}
+    changes = {
+        "seed": seed,
+        "loss": {"names": METHODS, "discounts": (DISCOUNT,), "path": path},
+        "train": {"num_updates": 18_000, "evaluation_samples": 1024, "evaluate_every": 40},
+    }
+    return circle_curves.train(changes, directory / f"seed{seed}_{path}")
 
 
 def holds(costs: dict[str, np.ndarray]) -> bool:
@@ -81,12 +72,7 @@ def run(seeds: int, directory: pathlib.Path) -> Outcome:
     ends = {name: values[:, -1] for name, values in every.items()}
     costs = {name: ends[f"curved/{name}"] - ends[f"linear/{name}"] for name in METHODS}
     picture = directory / "td_flow_curved_path.png"
-    series = [
-        plots.Series(name, updates, values.mean(axis=0), values.min(axis=0), values.max(axis=0))
-        for name, values in every.items()
-    ]
-    title = f"Noisy circle at {DISCOUNT:g}: mean and range of {seeds} seeds"
-    plots.save_figure(picture, [plots.Panel(title, "updates", "energy distance", series)])
+    circle_curves.save_figure(picture, updates, every, discount=DISCOUNT)
     shown = "; ".join(f"{name} {values.mean():.4f}" for name, values in ends.items())
     paid = ", ".join(
         f"{name} {values.mean():+.4f} ({values.min():+.4f} to {values.max():+.4f})"

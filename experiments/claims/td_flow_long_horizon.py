@@ -14,8 +14,7 @@ import pathlib
 
 import numpy as np
 
-from bellmax.configs.horizon import td_flow
-from bellmax.experiments import horizon, horizon_report, plots
+from bellmax.experiments.claims import circle_curves
 from bellmax.experiments.claims.claim import Claim, Outcome
 
 # In the order that they should have at the end, the best first.
@@ -33,20 +32,12 @@ def train(seed: int, directory: pathlib.Path) -> tuple[np.ndarray, dict[str, np.
     Returns:
       Updates [E], and the energy distance after them by method [E].
     """
-    config = td_flow.get_config("noisy_circle")
-    config.update(
-        {
-            "seed": seed,
-            "loss": {"names": METHODS, "discounts": (DISCOUNT,), "target_decay": 0.97},
-            "train": {"num_updates": 12_000, "evaluation_samples": 1024},
-        }
-    )
-    workdir = directory / f"seed{seed}"
-    horizon.run(config, workdir)
-    stages = [f"{name}_{DISCOUNT:g}" for name in METHODS]
-    found = horizon_report.by_update(workdir, stages, "energy_distance")
-    named = zip(METHODS, stages, strict=True)
-    return found[stages[0]][0], {name: found[stage][1] for name, stage in named}
+    changes = {
+        "seed": seed,
+        "loss": {"names": METHODS, "discounts": (DISCOUNT,), "target_decay": 0.97},
+        "train": {"num_updates": 12_000, "evaluation_samples": 1024},
+    }
+    return circle_curves.train(changes, directory / f"seed{seed}")
 
 
 def ahead_from(updates: np.ndarray, curves: dict[str, np.ndarray]) -> float:
@@ -72,14 +63,7 @@ def run(seeds: int, directory: pathlib.Path) -> Outcome:
     every = {name: np.array([curves[name] for _, curves in runs]) for name in METHODS}
     means = {name: values.mean(axis=0) for name, values in every.items()}
     picture = directory / "td_flow_long_horizon.png"
-    series = [
-        plots.Series(name, updates, means[name], values.min(axis=0), values.max(axis=0))
-        for name, values in every.items()
-    ]
-    title = f"Noisy circle at {DISCOUNT:g}: mean and range of {seeds} seeds"
-    plots.save_figure(
-        picture, [plots.Panel(title, "updates", "energy distance", series, y_scale="log")]
-    )
+    circle_curves.save_figure(picture, updates, every, discount=DISCOUNT, y_scale="log")
     last = [float(means[name][-1]) for name in METHODS]
     since = ahead_from(updates, means)
     shown = ", ".join(f"{name} {value:.4f}" for name, value in zip(METHODS, last, strict=True))

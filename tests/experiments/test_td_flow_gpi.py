@@ -129,7 +129,7 @@ def test_candidates_are_the_rewards_own_and_others_near_it(barely_trained):
     np.testing.assert_allclose(np.linalg.norm(tasks, axis=-1), 2.0, rtol=1e-5)
     networks = horizon_family.make_networks(settings)
     reached = networks.backward(family.policies.params.backward, family.pool)
-    places = family.pool * family.scale + family.mean
+    places = family.scale.from_model(family.pool)
     for name, (own, *others) in zip(plan.tasks, tasks, strict=True):
         paid = np.asarray(maze.reward(name, places))
         mean = np.mean(paid[:, None] * np.asarray(reached), axis=0)
